@@ -1,0 +1,31 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set themselves up first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup demo test lint clean
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[city,export,mm,dev]"
+# mmcv-lite pulls the desktop build of OpenCV over the headless one; put the headless files back last.
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps -c constraints.txt opencv-python-headless
+	@touch $(STAMP)
+
+setup: $(STAMP) ## virtual environment with everything installed
+
+demo: setup ## city → caches → anchors → training → PDMS → latency → report, on two CPU cores
+	$(BIN)/python tools/demo.py
+
+test: setup ## the test suite
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff
+	$(BIN)/python -m ruff check .
+
+clean: ## remove what the demo and the tests wrote (keeps the environment)
+	rm -rf outputs data/city .pytest_cache
