@@ -1,0 +1,48 @@
+"""The edge between a shell and a function: parse overrides, print help that teaches, report errors in one line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from navsim_eval.config import CONFIG_ROOT, describe, load_config
+from navsim_eval.errors import UserError
+
+
+def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, argv: Sequence[str] | None = None) -> int:
+    """Run `main(config)` with a configuration composed from `configs/<config>.yaml` and the command line.
+
+    Returns the exit status: 0 on success, 2 on a UserError (one line on standard error), 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(a in ("-h", "--help") for a in arguments):
+        print(help_text(schema, config, doc))
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        main(load_config(schema, config, arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+def help_text(schema: type, config: str, doc: str) -> str:
+    """The tool's own words, then every key with its type and default, then the options of each group."""
+    lines = [doc.strip(), "", "Keys (key=value; defaults shown):"]
+    rows = describe(schema)
+    width = max(len(key) for key, _, _ in rows)
+    lines += [f"  {key:<{width}}  {kind:<14} {default}".rstrip() for key, kind, default in rows]
+    names = {key.split(".")[0] for key, _, _ in rows} | {"experiment"}
+    groups = [path for path in sorted(CONFIG_ROOT.iterdir()) if path.is_dir() and path.name in names]
+    if groups:
+        lines += ["", "Groups (group=option):"]
+        for group in groups:
+            lines.append(f"  {group.name}: {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}")
+    lines += ["", f"Defaults are in configs/{config}.yaml."]
+    return "\n".join(lines)
