@@ -44,9 +44,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         environment = os.environ
-        self.root = self.root or environment.get("OPENSCENE_DATA_ROOT", "") or "data/city"
-        own_maps = "" if self.root != environment.get("OPENSCENE_DATA_ROOT") else environment.get("NUPLAN_MAPS_ROOT", "")
-        self.maps = self.maps or own_maps or str(Path(self.root) / "maps")
+        explicit, from_environment = bool(self.root), environment.get("OPENSCENE_DATA_ROOT", "")
+        self.root = self.root or from_environment or "data/city"
+        beside = str(Path(self.root) / "maps")
+        environment_maps = environment.get("NUPLAN_MAPS_ROOT", "")
+        if not self.maps:
+            own = explicit or not from_environment
+            self.maps = beside if own and (Path(beside).is_dir() or not explicit) else environment_maps or beside
         self.map_version = self.map_version or environment.get("NUPLAN_MAP_VERSION", "") or "nuplan-maps-v1.0"
         devkit = environment.get("NAVSIM_DEVKIT_ROOT", "")
         if not self.filters and devkit:
@@ -60,11 +64,11 @@ def load_config(schema: type[T], name: str, overrides: Sequence[str] = (), root:
     """
     GlobalHydra.instance().clear()
     keys = sorted(key_paths(schema))
-    for override in overrides:
-        _check_key(override, keys, root)
+    listed = _groups_in_defaults(root / f"{name}.yaml")
+    accepted = [_accept(override, keys, listed, root) for override in overrides]
     try:
-        with initialize_config_dir(str(root), version_base="1.3"):
-            raw = compose(name, overrides=list(overrides))
+        with initialize_config_dir(str(root.resolve()), version_base="1.3"):
+            raw = compose(name, overrides=accepted)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"configuration: {_first_line(error)}") from error
     return from_mapping(schema, raw, source=f"configs/{name}.yaml")
@@ -74,7 +78,7 @@ def from_mapping(schema: type[T], values: Any, source: str = "configuration") ->
     """Fill dataclass `schema` from a mapping; strict about keys and types. Raises UserError."""
     _refuse_unknown(schema, values, source, prefix="")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        merged = OmegaConf.merge(_structured(schema), values)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
@@ -107,15 +111,40 @@ def describe(schema: type, prefix: str = "") -> list[tuple[str, str, str]]:
     return rows
 
 
-def _check_key(override: str, keys: Sequence[str], root: Path) -> None:
+def _structured(schema: type) -> DictConfig:
+    """Schema node whose nested dataclasses have not run their `__post_init__` yet (that belongs after the merge)."""
+    node = OmegaConf.structured(schema)
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        if is_dataclass(hints[item.name]) and item.default_factory is hints[item.name]:
+            node[item.name] = _structured(hints[item.name])
+    return node
+
+
+def _accept(override: str, keys: Sequence[str], listed: set[str], root: Path) -> str:
+    """Check an override's key and mark it for Hydra: schema fields may be set whether or not the YAML mentions them."""
     key = override.lstrip("+~").split("=", 1)[0].split("@")[0]
     if "=" not in override and not override.startswith("~"):
         raise UserError(f"'{override}' is not an override; write key=value, for example data.root=PATH")
-    if key in keys or (root / key).is_dir():
-        return
-    if any(key.startswith(f"{parent}.") and _is_mapping(parent, keys) for parent in keys):
-        return
-    raise UserError(f"unknown key '{key}'{_nearest(key, keys)}")
+    value = override.split("=", 1)[-1]
+    if (root / key).is_dir() and (root / key / f"{value}.yaml").is_file():
+        return override if key in listed or override[0] in "+~" else f"+{override}"
+    if (root / key).is_dir():
+        options = sorted(path.stem for path in (root / key).glob("*.yaml"))
+        raise UserError(f"{key}={value}: no such option; there are {', '.join(options)}{_nearest(value, options, '')}")
+    free = any(key.startswith(f"{parent}.") and _is_mapping(parent, keys) for parent in keys)
+    if key not in keys and not free:
+        raise UserError(f"unknown key '{key}'{_nearest(key, keys)}")
+    return override if override[0] in "+~" else f"++{override}"
+
+
+def _groups_in_defaults(path: Path) -> set[str]:
+    """Config groups that a top-level YAML lists under `defaults`."""
+    if not path.is_file():
+        raise UserError(f"configuration {path} does not exist")
+    entries = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", []) if path.stat().st_size else []
+    names = [next(iter(entry)) for entry in entries if isinstance(entry, dict)]
+    return {str(name).replace("optional ", "").replace("override ", "").lstrip("/").split("@")[0] for name in names}
 
 
 def _is_mapping(parent: str, keys: Sequence[str]) -> bool:
@@ -138,11 +167,13 @@ def _refuse_unknown(schema: type, values: Any, source: str, prefix: str) -> None
                 _refuse_unknown(hints[key], node, source, f"{prefix}{key}.")
 
 
-def _nearest(key: str, keys: Sequence[str]) -> str:
+def _nearest(key: str, keys: Sequence[str], otherwise: str | None = None) -> str:
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     if not close:
         close = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:1]
-    return f"; did you mean '{close[0]}'?" if close else f"; valid keys: {', '.join(keys)}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid keys: {', '.join(keys)}" if otherwise is None else otherwise
 
 
 def _first_line(error: Exception) -> str:
