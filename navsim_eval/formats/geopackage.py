@@ -1,0 +1,267 @@
+"""GeoPackage feature tables, read and written with sqlite3 and shapely alone.
+
+A GeoPackage is an SQLite file: one table per layer with an integer primary key `fid`, a geometry blob (short header,
+then WKB) and attribute columns. Only what nuPlan maps use is covered: vector layers and a plain `meta` table. What the
+layers mean is the business of `navsim_eval.formats.maps`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import shapely
+
+from navsim_eval.errors import DataError
+from navsim_eval.files import atomic_write
+
+WGS84 = 4326
+_APPLICATION_ID = 0x47504B47  # "GPKG"
+_USER_VERSION = 10300  # GeoPackage 1.3
+_ENVELOPE_BYTES = (0, 32, 48, 48, 64)
+_LAST_CHANGE = "2000-01-01T00:00:00.000Z"  # fixed, so that equal input gives equal bytes
+_DAMAGED = "the file is damaged or not a GeoPackage; unpack or download the map again"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """One vector layer as it lies in the file.
+
+    fids:       (n,) int64 primary keys, ascending when read
+    geometries: (n,) object array of 2D shapely geometries, None where the file holds NULL
+    columns:    name → (n,) array: int64 (no NULL), float64 (NULL is NaN), bool, or object array of str (NULL is "")
+    srs_id:     coordinate system of the geometries as an EPSG code (4326: longitude, latitude)
+    """
+
+    fids: np.ndarray
+    geometries: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    srs_id: int = WGS84
+
+    def __post_init__(self) -> None:
+        for name, values in (("geometries", self.geometries), *self.columns.items()):
+            if len(values) != len(self.fids):
+                raise ValueError(f"feature table: {len(self.fids)} fids but {len(values)} {name}")
+
+    def __len__(self) -> int:
+        return len(self.fids)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def list_layers(path: Path | str) -> list[str]:
+    """Names of the vector layers. Raises DataError for a file that is absent or no GeoPackage."""
+    with _open(path) as connection:
+        rows = connection.execute("SELECT table_name FROM gpkg_contents WHERE data_type = 'features'")
+        return sorted(name for (name,) in rows)
+
+
+def read_meta(path: Path | str) -> dict[str, str]:
+    """Key-value pairs of the plain table `meta`; empty without one."""
+    with _open(path) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            return {}
+        return {str(key): str(value) for key, value in connection.execute('SELECT "key", "value" FROM "meta"')}
+
+
+def read_layer(path: Path | str, name: str) -> FeatureTable:
+    """One layer, rows in ascending fid, geometries forced to 2D and otherwise as stored (no repair).
+
+    Raises DataError, naming file and layer, for an absent layer or a geometry that cannot be parsed.
+    """
+    with _open(path) as connection:
+        found = connection.execute(
+            "SELECT column_name, srs_id FROM gpkg_geometry_columns WHERE table_name = ?", (name,)
+        ).fetchone()
+        if found is None:
+            raise DataError(path, "no such layer", field=name, remedy=f"the file holds {', '.join(list_layers(path))}")
+        geometry_column, srs_id = found
+        info = connection.execute(f"PRAGMA table_info({_quoted(name)})").fetchall()
+        key = next((column for _, column, *_, primary in info if primary), "rowid")
+        attributes = [(column, kind) for _, column, kind, *_ in info if column not in (key, geometry_column)]
+        wanted = ", ".join(_quoted(column) for column in (key, geometry_column, *(column for column, _ in attributes)))
+        rows = connection.execute(f"SELECT {wanted} FROM {_quoted(name)} ORDER BY {_quoted(key)}").fetchall()
+    fids, blobs, *values = zip(*rows, strict=True) if rows else ((), (), *(() for _ in attributes))
+    fids = np.array(fids, dtype=np.int64)
+    columns = {column: _column(cells, kind) for (column, kind), cells in zip(attributes, values, strict=True)}
+    return FeatureTable(fids, _geometries(blobs, fids, path, name), columns, int(srs_id))
+
+
+@contextlib.contextmanager
+def _open(path: Path | str) -> Iterator[sqlite3.Connection]:
+    """Read-only connection that needs no write access and leaves no lock or journal beside the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(path, "no such file", remedy="check data.maps (or $NUPLAN_MAPS_ROOT)")
+    connection = None
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        connection.execute("SELECT table_name FROM gpkg_contents LIMIT 1")
+        yield connection
+    except sqlite3.Error as error:
+        raise DataError(path, f"cannot be read as a GeoPackage ({error})", remedy=_DAMAGED) from error
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def _column(cells: Sequence[object], kind: str) -> np.ndarray:
+    """Cells of one column as an array; SQLite types are per cell, so a declared number may still hold text."""
+    kind = kind.upper()
+    numeric = any(word in kind for word in ("INT", "REAL", "DOUB", "FLOA", "NUM", "BOOL"))
+    has_null = any(cell is None for cell in cells)
+    if numeric and not any(isinstance(cell, str | bytes) for cell in cells):
+        if has_null or not ("INT" in kind or "BOOL" in kind) or any(isinstance(cell, float) for cell in cells):
+            return np.array([np.nan if cell is None else cell for cell in cells], dtype=np.float64)
+        return np.array(cells, dtype=bool if "BOOL" in kind else np.int64)
+    column = np.empty(len(cells), dtype=object)
+    column[:] = ["" if cell is None else str(cell) for cell in cells]
+    return column
+
+
+def _geometries(blobs: Sequence[bytes | None], fids: np.ndarray, path: Path | str, name: str) -> np.ndarray:
+    wkb = np.empty(len(blobs), dtype=object)
+    wkb[:] = [None if blob is None else _well_known_binary(blob) for blob in blobs]
+    geometries = shapely.from_wkb(wkb, on_invalid="ignore")
+    broken = np.flatnonzero(shapely.is_missing(geometries) & np.array([blob is not None for blob in blobs], bool))
+    if len(broken):
+        fid = fids[broken[0]]
+        raise DataError(path, f"geometry of fid {fid} cannot be parsed", field=name, remedy=_DAMAGED)
+    return shapely.force_2d(geometries)
+
+
+def _well_known_binary(blob: bytes) -> bytes:
+    """Strip the GeoPackage header: "GP", version, flags, srs id, optional envelope."""
+    envelope = (blob[3] >> 1) & 7 if len(blob) > 8 and blob[:2] == b"GP" else len(_ENVELOPE_BYTES)
+    return blob[8 + _ENVELOPE_BYTES[envelope] :] if envelope < len(_ENVELOPE_BYTES) else b""
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_geopackage(path: Path | str, layers: Mapping[str, FeatureTable], meta: Mapping[str, str]) -> Path:
+    """Write vector layers and a `meta` table; equal input gives equal bytes. Returns the path.
+
+    Columns: integers, floats, bools and strings become INTEGER, REAL, BOOLEAN and TEXT. NaN becomes NULL. A float
+    column whose name ends in `_fid` is a nullable foreign key and is written as INTEGER.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {_USER_VERSION}")
+            connection.execute("BEGIN")
+            _create_catalogue(connection, {table.srs_id for table in layers.values()})
+            _write_meta(connection, meta)
+            for name, table in layers.items():
+                _write_table(connection, name, table)
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+
+    return atomic_write(path, write)
+
+
+def _create_catalogue(connection: sqlite3.Connection, srs_ids: set[int]) -> None:
+    for statement in (
+        "CREATE TABLE gpkg_spatial_ref_sys (srs_name TEXT NOT NULL, srs_id INTEGER NOT NULL PRIMARY KEY, organization "
+        "TEXT NOT NULL, organization_coordsys_id INTEGER NOT NULL, definition TEXT NOT NULL, description TEXT)",
+        "CREATE TABLE gpkg_contents (table_name TEXT NOT NULL PRIMARY KEY, data_type TEXT NOT NULL, identifier TEXT "
+        "UNIQUE, description TEXT DEFAULT '', last_change DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ',"
+        "'now')), min_x DOUBLE, min_y DOUBLE, max_x DOUBLE, max_y DOUBLE, srs_id INTEGER, CONSTRAINT fk_gc_r_srs_id "
+        "FOREIGN KEY (srs_id) REFERENCES gpkg_spatial_ref_sys(srs_id))",
+        "CREATE TABLE gpkg_geometry_columns (table_name TEXT NOT NULL, column_name TEXT NOT NULL, geometry_type_name "
+        "TEXT NOT NULL, srs_id INTEGER NOT NULL, z TINYINT NOT NULL, m TINYINT NOT NULL, CONSTRAINT pk_geom_cols "
+        "PRIMARY KEY (table_name, column_name), CONSTRAINT uk_gc_table_name UNIQUE (table_name), CONSTRAINT fk_gc_tn "
+        "FOREIGN KEY (table_name) REFERENCES gpkg_contents(table_name), CONSTRAINT fk_gc_srs FOREIGN KEY (srs_id) "
+        "REFERENCES gpkg_spatial_ref_sys (srs_id))",
+    ):
+        connection.execute(statement)
+    systems = [
+        ("Undefined Cartesian SRS", -1, "NONE", -1, "undefined"),
+        ("Undefined geographic SRS", 0, "NONE", 0, "undefined"),
+        ("WGS 84 geodetic", WGS84, "EPSG", WGS84, _WGS84_DEFINITION),
+    ]
+    systems += [(f"EPSG:{code}", code, "EPSG", code, "undefined") for code in sorted(srs_ids - {-1, 0, WGS84})]
+    connection.executemany("INSERT INTO gpkg_spatial_ref_sys VALUES (?, ?, ?, ?, ?, NULL)", systems)
+
+
+_WGS84_DEFINITION = (
+    'GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,298.257223563,AUTHORITY["EPSG","7030"]],'
+    'AUTHORITY["EPSG","6326"]],PRIMEM["Greenwich",0,AUTHORITY["EPSG","8901"]],UNIT["degree",0.0174532925199433,'
+    'AUTHORITY["EPSG","9122"]],AXIS["Latitude",NORTH],AXIS["Longitude",EAST],AUTHORITY["EPSG","4326"]]'
+)
+
+
+def _write_meta(connection: sqlite3.Connection, meta: Mapping[str, str]) -> None:
+    connection.execute("CREATE TABLE meta (fid INTEGER PRIMARY KEY NOT NULL, key TEXT, value TEXT)")
+    connection.execute(
+        "INSERT INTO gpkg_contents VALUES ('meta', 'attributes', 'meta', '', ?, NULL, NULL, NULL, NULL, 0)",
+        (_LAST_CHANGE,),
+    )
+    connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", [(k, str(v)) for k, v in meta.items()])
+
+
+def _write_table(connection: sqlite3.Connection, name: str, table: FeatureTable) -> None:
+    geometry_type = _geometry_type(table.geometries)
+    kinds = {column: _sql_type(column, values) for column, values in table.columns.items()}
+    declared = "".join(f", {_quoted(column)} {kind}" for column, kind in kinds.items())
+    connection.execute(
+        f'CREATE TABLE {_quoted(name)} ("fid" INTEGER PRIMARY KEY NOT NULL, "geom" {geometry_type}{declared})'
+    )
+    bounds = [None] * 4
+    if len(table) and not np.isnan(total := shapely.total_bounds(table.geometries)).any():
+        bounds = [float(value) for value in total]
+    connection.execute(
+        "INSERT INTO gpkg_contents VALUES (?, 'features', ?, '', ?, ?, ?, ?, ?, ?)",
+        (name, name, _LAST_CHANGE, *bounds, table.srs_id),
+    )
+    connection.execute(
+        "INSERT INTO gpkg_geometry_columns VALUES (?, 'geom', ?, ?, 0, 0)", (name, geometry_type, table.srs_id)
+    )
+    cells = [_cells(values, kinds[column]) for column, values in table.columns.items()]
+    rows = zip(np.asarray(table.fids).tolist(), _blobs(table), *cells, strict=True)
+    marks = ", ".join("?" * (2 + len(cells)))
+    connection.executemany(f"INSERT INTO {_quoted(name)} VALUES ({marks})", rows)
+
+
+def _geometry_type(geometries: np.ndarray) -> str:
+    names = {geometry.geom_type.upper() for geometry in geometries if geometry is not None}
+    return names.pop() if len(names) == 1 else "GEOMETRY"
+
+
+def _sql_type(column: str, values: np.ndarray) -> str:
+    kind = np.asarray(values).dtype.kind
+    if kind == "f":
+        return "INTEGER" if column.endswith("_fid") else "REAL"
+    return {"i": "INTEGER", "u": "INTEGER", "b": "BOOLEAN"}.get(kind, "TEXT")
+
+
+def _cells(values: np.ndarray, kind: str) -> list[object]:
+    cells = np.asarray(values).tolist()
+    if kind == "TEXT":
+        return [None if cell is None else str(cell) for cell in cells]
+    if kind == "BOOLEAN":
+        return [int(cell) for cell in cells]
+    cells = [None if cell != cell else cell for cell in cells]
+    return [None if cell is None else int(cell) for cell in cells] if kind == "INTEGER" else cells
+
+
+def _blobs(table: FeatureTable) -> list[bytes | None]:
+    """GeoPackage blobs without an envelope: "GP", version 0, flags (bit 0 little endian, bit 4 empty), srs id, WKB."""
+    little = [struct.pack("<2sBBi", b"GP", 0, flags, table.srs_id) for flags in (0b00001, 0b10001)]
+    empty = shapely.is_empty(table.geometries)
+    wkb = shapely.to_wkb(table.geometries, byte_order=1, output_dimension=2)
+    return [None if body is None else little[int(e)] + body for body, e in zip(wkb, empty, strict=True)]
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
