@@ -82,3 +82,16 @@ def box_corners(center: np.ndarray, length: np.ndarray, width: np.ndarray) -> np
         ],
         axis=-2,
     )
+
+
+def ego_center(rear_axle: np.ndarray) -> np.ndarray:
+    """Poses (..., 3) of the ego's box centre, from poses (..., >=3) of its rear axle."""
+    rear_axle = np.asarray(rear_axle, np.float64)
+    x, y, heading = rear_axle[..., 0], rear_axle[..., 1], rear_axle[..., 2]
+    offset = Vehicle.REAR_AXLE_TO_CENTER
+    return np.stack([x + offset * np.cos(heading), y + offset * np.sin(heading), heading], axis=-1)
+
+
+def ego_corners(rear_axle: np.ndarray) -> np.ndarray:
+    """Corners (..., 4, 2) of the ego's box, from poses (..., >=3) of its rear axle; order as `box_corners`."""
+    return box_corners(ego_center(rear_axle), Vehicle.LENGTH, Vehicle.WIDTH)

@@ -1,0 +1,95 @@
+"""A centreline that can be projected on and walked along.
+
+Used by the reference planner (its three paths), by ego progress and by lane keeping, so that all of them measure
+arc length in the same way. Coordinates are global metres in float64.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import shapely
+
+from navsim_eval.geometry import wrap_angle
+
+MIN_ARC_LENGTH = 1e-5  # queries start here, so that a doubled first vertex never yields a zero-length segment
+
+
+def with_headings(points: np.ndarray) -> np.ndarray:
+    """(M, 3) poses of the vertices (M, 2) of a line: each looks at the next one, the last repeats its predecessor."""
+    points = np.asarray(points, np.float64)
+    steps = np.diff(points, axis=0)
+    headings = np.arctan2(steps[:, 1], steps[:, 0])
+    return np.column_stack([points, np.append(headings, headings[-1])])
+
+
+class Path:
+    """A polyline of poses parametrised by arc length.
+
+    poses:      (M, 3) x, y, heading per vertex, M >= 2; neighbouring vertices may coincide
+    arc_length: (M,) cumulative chord length [m]
+    """
+
+    def __init__(self, poses: np.ndarray):
+        self.poses = np.asarray(poses, np.float64)
+        if self.poses.ndim != 2 or self.poses.shape[1] != 3 or len(self.poses) < 2:
+            raise ValueError(f"a path needs (M >= 2, 3) poses, got {self.poses.shape}")
+        self.arc_length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(self.poses[:, :2], axis=0).T))])
+
+    @property
+    def length(self) -> float:
+        return float(self.arc_length[-1])
+
+    @cached_property
+    def line(self) -> shapely.LineString:
+        return shapely.linestrings(self.poses[:, :2])
+
+    @cached_property
+    def _unwrapped(self) -> np.ndarray:
+        return np.column_stack([self.poses[:, :2], np.unwrap(self.poses[:, 2])])
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Arc length (...) of the point of the path nearest to each of (..., 2) points; saturates at both ends."""
+        return shapely.line_locate_point(self.line, shapely.points(points))
+
+    def distance(self, points: np.ndarray) -> np.ndarray:
+        """Unsigned distance (...) of (..., 2) points to the path."""
+        return shapely.distance(self.line, shapely.points(points))
+
+    def interpolate(self, arc_length: np.ndarray) -> np.ndarray:
+        """Poses (..., 3) at arc lengths (...), clipped to the path; heading wrapped, undefined values 0."""
+        query = np.clip(np.asarray(arc_length, np.float64), MIN_ARC_LENGTH, self.length)
+        high = np.clip(np.searchsorted(self.arc_length, query), 1, len(self.poses) - 1)
+        low = high - 1
+        span = self.arc_length[high] - self.arc_length[low]
+        with np.errstate(divide="ignore", invalid="ignore"):  # a path shorter than MIN_ARC_LENGTH
+            slope = (self._unwrapped[high] - self._unwrapped[low]) / span[..., None]
+            poses = self._unwrapped[low] + slope * (query - self.arc_length[low])[..., None]
+        poses[..., 2] = wrap_angle(poses[..., 2])
+        return np.nan_to_num(poses, nan=0.0)
+
+    def shifted(self, offset: float) -> Path:
+        """Parallel path `offset` metres to the left (negative: to the right); headings stay."""
+        normal = self.poses[:, 2] + np.pi / 2
+        poses = self.poses.copy()
+        poses[:, 0] += offset * np.cos(normal)
+        poses[:, 1] += offset * np.sin(normal)
+        return Path(poses)
+
+    def section(self, start: float, end: float) -> shapely.Geometry:
+        """The vertices between two arc lengths as a line (ends are not interpolated).
+
+        With fewer than two vertices between them: the exact stretch, which is a point where it has no length.
+        """
+        inside = (self.arc_length >= start) & (self.arc_length <= end)
+        if np.count_nonzero(inside) >= 2:
+            return shapely.linestrings(self.poses[inside, :2])
+        ends = self._exact(np.clip([start, end], 0.0, self.length))
+        points = np.concatenate([ends[:1], self.poses[inside, :2], ends[1:]])
+        if np.ptp(points, axis=0).max() == 0.0:
+            return shapely.points(points[0])
+        return shapely.linestrings(points)
+
+    def _exact(self, arc_length: np.ndarray) -> np.ndarray:
+        return np.column_stack([np.interp(arc_length, self.arc_length, self.poses[:, k]) for k in (0, 1)])
