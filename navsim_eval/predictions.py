@@ -1,0 +1,72 @@
+"""Plans on disk: the file that joins inference and scoring.
+
+An npz with `tokens` (S,) str, `trajectories` (S, 1, 8, 3), optionally `candidates` (S, M, 8, 3) and `logits` (S, M),
+and `manifest`, a JSON text. `tools/score.py` reads the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from navsim_eval.errors import DataError
+from navsim_eval.files import atomic_write
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One planner's plans for S scenes (ego frame, metres and radians, 2 Hz, first pose at 0.5 s).
+
+    tokens:       (S,) str
+    trajectories: (S, 8, 3)     what is judged
+    candidates:   (S, M, 8, 3)  or None;  logits: (S, M) or None
+    manifest:     planner, split, seed, what the split held, failures {token: reason}, environment
+    """
+
+    tokens: np.ndarray
+    trajectories: np.ndarray
+    candidates: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path | str) -> Path:
+        """Write atomically; returns the path."""
+        arrays = {"tokens": np.asarray(self.tokens, str), "trajectories": self.trajectories[:, None]}
+        arrays |= {k: v for k, v in (("candidates", self.candidates), ("logits", self.logits)) if v is not None}
+        manifest = json.dumps({"format_version": FORMAT_VERSION, **self.manifest})
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(file, manifest=np.array(manifest), **arrays)
+
+        return atomic_write(path, write)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Predictions:
+        """Read a file that `save` wrote. Raises DataError where it is absent, damaged or of another version."""
+        remedy = "make it with stage=infer"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except FileNotFoundError as error:
+            raise DataError(path, "no predictions here", remedy=remedy) from error
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(path, f"not a readable npz ({error})", remedy=remedy) from error
+        for name in ("tokens", "trajectories", "manifest"):
+            if name not in arrays:
+                raise DataError(path, "missing", field=name, remedy=remedy)
+        manifest = json.loads(str(arrays["manifest"]))
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise DataError(path, f"format {manifest.get('format_version')}, this code reads {FORMAT_VERSION}")
+        tokens, trajectories = arrays["tokens"], arrays["trajectories"]
+        expected = (len(tokens), 1, 8, 3)
+        if trajectories.shape != expected:
+            raise DataError(path, f"shape {trajectories.shape}, expected {expected}", field="trajectories")
+        return cls(tokens, trajectories[:, 0], arrays.get("candidates"), arrays.get("logits"), manifest)
