@@ -156,6 +156,7 @@ def write_geopackage(path: Path | str, layers: Mapping[str, FeatureTable], meta:
         temporary.unlink(missing_ok=True)
         connection = sqlite3.connect(temporary, isolation_level=None)
         try:
+            connection.execute("PRAGMA journal_mode = OFF")  # the rename makes it atomic, not a journal
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {_USER_VERSION}")
             connection.execute("BEGIN")
