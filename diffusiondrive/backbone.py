@@ -1,0 +1,302 @@
+"""Two ResNet branches, camera and LiDAR, that exchange information after each of four stages.
+
+    camera (B,3,256,1024) ─ stem ─ stage 1 ─┬─ stage 2 ─┬─ stage 3 ─┬─ stage 4 ─┐
+                                        fusion 1    fusion 2    fusion 3    fusion 4
+    lidar  (B,1,256,256)  ─ stem ─ stage 1 ─┴─ stage 2 ─┴─ stage 3 ─┴─ stage 4 ─┴─ coarse (B,512,8,8)
+                                                                                     └─ neck ─ fine (B,64,64,64)
+
+Each fusion pools both maps to a token grid, runs a small transformer over all tokens, and adds the resized result back
+to both maps (TransFuser, arXiv 2205.15997). Sizes in this docstring are those of the published planner.
+
+LiDAR maps keep the orientation of the LiDAR image: row 0 is 32 m behind the ego, column 0 is 32 m to its right.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from navsim_eval.errors import UserError
+
+log = logging.getLogger(__name__)
+
+STAGES = 4
+NO_WEIGHTS, TIMM_WEIGHTS = "none", "timm"
+
+
+@dataclass
+class BackboneConfig:
+    """Sizes of the two branches. Sizes of images and grids are (rows, columns).
+
+    encoder: timm model of both branches (four stages after an optional stem)
+    image_weights: start of the camera branch: `timm` (hub cache, else download), a local .safetensors/.pth file, or
+        `none` (random); see `load_image_weights`
+    stage_blocks, stage_channels: override of the encoder's blocks and channels per stage; empty keeps timm's
+    stem_width: > 0 replaces the 7×7 stem by three 3×3 convolutions (stem_width, stem_width, 2·stem_width); 0 keeps it
+    output_stride: of the last stage, 32, 16 or 8 (below 32: dilated instead of strided)
+    image_size, lidar_size: of `camera_feature` and `lidar_feature`
+    image_tokens, lidar_tokens: token grids of the fusion transformers
+    fusion_blocks, fusion_heads, fusion_expansion, fusion_dropout: of each of the four fusion transformers
+    neck_channels, map_size: of the fine map that the neck makes from the coarse one
+    """
+
+    encoder: str = "resnet34"
+    image_weights: str = TIMM_WEIGHTS
+    stage_blocks: tuple[int, ...] = ()
+    stage_channels: tuple[int, ...] = ()
+    stem_width: int = 0
+    output_stride: int = 32
+    image_size: tuple[int, int] = (256, 1024)
+    image_channels: int = 3
+    lidar_size: tuple[int, int] = (256, 256)
+    lidar_channels: int = 1
+    image_tokens: tuple[int, int] = (8, 32)
+    lidar_tokens: tuple[int, int] = (8, 8)
+    fusion_blocks: int = 2
+    fusion_heads: int = 4
+    fusion_expansion: int = 4
+    fusion_dropout: float = 0.1
+    neck_channels: int = 64
+    map_size: tuple[int, int] = (64, 64)
+
+    def __post_init__(self) -> None:
+        for name in ("stage_blocks", "stage_channels", "image_size", "lidar_size", "image_tokens", "lidar_tokens"):
+            setattr(self, name, tuple(getattr(self, name)))
+        self.map_size = tuple(self.map_size)
+        for name in ("image_size", "lidar_size", "image_tokens", "lidar_tokens", "map_size"):
+            if len(getattr(self, name)) != 2:
+                raise UserError(f"backbone.{name}: {getattr(self, name)} is not (rows, columns)")
+        for name in ("stage_blocks", "stage_channels"):
+            given = getattr(self, name)
+            if len(given) not in (0, STAGES):
+                raise UserError(f"backbone.{name}: {given} has not one number for each of {STAGES} stages")
+        for branch in ("image", "lidar"):
+            size, tokens = getattr(self, f"{branch}_size"), getattr(self, f"{branch}_tokens")
+            stride = self.output_stride
+            coarse = tuple(length // stride for length in size)
+            if any(length % stride for length in size):
+                raise UserError(f"backbone.{branch}_size: {size} is no multiple of output_stride ({stride})")
+            if any(cells < grid or cells % grid for cells, grid in zip(coarse, tokens, strict=True)):
+                raise UserError(
+                    f"backbone.{branch}_tokens: grid {tokens} does not divide the last map {coarse} "
+                    f"({branch}_size {size} / output_stride {stride})"
+                )
+        bad = [c for c in self.stage_channels if c % self.fusion_heads]
+        if bad:
+            raise UserError(f"backbone.fusion_heads: {self.fusion_heads} does not divide stage_channels {bad}")
+
+    @property
+    def coarse_size(self) -> tuple[int, int]:
+        """Rows and columns of the LiDAR branch's last map."""
+        return self.lidar_size[0] // self.output_stride, self.lidar_size[1] // self.output_stride
+
+
+class FusionBackbone(nn.Module):
+    """Camera and LiDAR images in; coarse fused BEV map and fine neck map out."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.image_encoder = build_encoder(config, config.image_channels)
+        self.lidar_encoder = build_encoder(config, config.lidar_channels)
+        self.channels = tuple(self.image_encoder.feature_info.channels()[-STAGES:])
+        self.fusions = nn.ModuleList(Fusion(channels, config) for channels in self.channels)
+        self.neck = Neck(self.channels[-1], config)
+
+    @property
+    def coarse_channels(self) -> int:
+        return self.channels[-1]
+
+    def forward(self, camera: Tensor, lidar: Tensor) -> tuple[Tensor, Tensor]:
+        """camera (B, 3, H, W) in [0, 1], lidar (B, 1, h, w) -> coarse (B, C, h/32, w/32), fine (B, neck, *map_size)."""
+        stages = zip(encoder_stages(self.image_encoder), encoder_stages(self.lidar_encoder), self.fusions, strict=True)
+        for image_stage, lidar_stage, fusion in stages:
+            for module in image_stage:
+                camera = module(camera)
+            for module in lidar_stage:
+                lidar = module(lidar)
+            camera, lidar = fusion(camera, lidar)
+        return lidar, self.neck(lidar)
+
+
+class Fusion(nn.Module):
+    """One exchange between the branches: tokens of both maps through a transformer, added back to both."""
+
+    def __init__(self, channels: int, config: BackboneConfig):
+        super().__init__()
+        self.image_grid, self.lidar_grid = config.image_tokens, config.lidar_tokens
+        self.image_count = self.image_grid[0] * self.image_grid[1]
+        count = self.image_count + self.lidar_grid[0] * self.lidar_grid[1]
+        self.lidar_in = nn.Conv2d(channels, channels, 1)
+        self.positions = nn.Parameter(torch.zeros(1, count, channels))
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.blocks = nn.ModuleList(
+            FusionBlock(channels, config.fusion_heads, config.fusion_expansion, config.fusion_dropout)
+            for _ in range(config.fusion_blocks)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.lidar_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, image: Tensor, lidar: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, C, H, W) and (B, C, h, w) -> the same, with what they learnt from each other added."""
+        tokens = torch.cat(
+            [
+                F.adaptive_avg_pool2d(image, self.image_grid).flatten(2),
+                self.lidar_in(F.adaptive_avg_pool2d(lidar, self.lidar_grid)).flatten(2),
+            ],
+            dim=2,
+        ).transpose(1, 2)  # (B, image tokens + lidar tokens, C)
+        tokens = self.dropout(tokens + self.positions)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens).transpose(1, 2)  # (B, C, tokens)
+        to_image = tokens[:, :, : self.image_count].unflatten(2, self.image_grid)
+        to_lidar = self.lidar_out(tokens[:, :, self.image_count :].unflatten(2, self.lidar_grid))
+        return image + resize(to_image, image.shape[-2:]), lidar + resize(to_lidar, lidar.shape[-2:])
+
+
+class FusionBlock(nn.Module):
+    """Pre-norm transformer block: x += attention(norm1(x)); x += mlp(norm2(x))."""
+
+    def __init__(self, channels: int, heads: int, expansion: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attention = SelfAttention(channels, heads, dropout)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, expansion * channels),
+            nn.ReLU(),
+            nn.Linear(expansion * channels, channels),
+            nn.Dropout(dropout),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        tokens = tokens + self.attention(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class SelfAttention(nn.Module):
+    """Full self-attention with separate query, key, value and output projections."""
+
+    def __init__(self, channels: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.rate = heads, dropout
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        query, key, value = (
+            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
+            for layer in (self.query, self.key, self.value)
+        )
+        rate = self.rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+        return self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
+
+
+class Neck(nn.Module):
+    """Coarse map -> fine map, top-down without lateral connections: 1×1, then twice (resize, 3×3)."""
+
+    def __init__(self, channels: int, config: BackboneConfig):
+        super().__init__()
+        self.map_size = config.map_size
+        width = config.neck_channels
+        self.reduce = nn.Conv2d(channels, width, 1)
+        self.middle = nn.Conv2d(width, width, 3, padding=1)
+        self.fine = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, neck_channels, *map_size), same area and orientation."""
+        x = self.reduce(coarse).relu()
+        x = self.middle(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)).relu()
+        return self.fine(resize(x, self.map_size)).relu()
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, pixel areas aligned (align_corners=False); (B, C, h, w) -> (B, C, *size)."""
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def build_encoder(config: BackboneConfig, in_channels: int) -> nn.Module:
+    """timm feature extractor with random weights. Raises UserError for an unknown name or options it does not take."""
+    options: dict[str, object] = {}
+    if config.stage_channels:
+        options["channels"] = config.stage_channels
+    if config.stage_blocks:
+        options["layers"] = config.stage_blocks
+    if config.stem_width:
+        options |= {"stem_type": "deep", "stem_width": config.stem_width}
+    if config.output_stride != 32:
+        options["output_stride"] = config.output_stride
+    try:
+        return timm.create_model(config.encoder, features_only=True, in_chans=in_channels, **options)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(f"backbone.encoder: timm cannot build '{config.encoder}' with {options}: {error}") from error
+
+
+def encoder_stages(encoder: nn.Module) -> list[list[nn.Module]]:
+    """The encoder's modules in order, cut after each of its last four feature levels; the first part holds the stem."""
+    ends = list(encoder.return_layers)[-STAGES:]
+    stages: list[list[nn.Module]] = [[]]
+    for name, module in encoder.items():
+        stages[-1].append(module)
+        if name in ends and len(stages) < STAGES:
+            stages.append([])
+    return stages
+
+
+def load_image_weights(backbone: FusionBackbone, config: BackboneConfig) -> str:
+    """Start the camera branch from `config.image_weights`; returns (and logs) one line that says what it got.
+
+    Raises UserError when the weights cannot be had or do not fit; never falls back to a random start by itself.
+    """
+    source = config.image_weights
+    if source == NO_WEIGHTS:
+        message = f"camera branch ({config.encoder}) starts from random weights (backbone.image_weights=none)"
+        log.warning(message)
+        return message
+    state = _hub_weights(config.encoder) if source == TIMM_WEIGHTS else _file_weights(Path(source))
+    wanted = backbone.image_encoder.state_dict()
+    missing = [name for name in wanted if name not in state]
+    misfits = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if missing or misfits:
+        shown = ", ".join((missing + misfits)[:3])
+        raise UserError(
+            f"backbone.image_weights={source}: {len(missing)} tensors missing and {len(misfits)} of another shape for "
+            f"encoder '{config.encoder}' (first: {shown}); use weights of that very encoder, or none"
+        )
+    backbone.image_encoder.load_state_dict({name: state[name] for name in wanted})
+    rest = len(state) - len(wanted)
+    message = f"camera branch ({config.encoder}) starts from {source}: {len(wanted)} tensors, {rest} more not needed"
+    log.info(message)
+    return message
+
+
+def _hub_weights(name: str) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub raises whatever its transport raises
+        raise UserError(
+            f"backbone.image_weights=timm: weights of '{name}' are not in the hub cache and could not be fetched "
+            f"({type(error).__name__}); give a file, backbone.image_weights=FILE.safetensors, or start at random: none"
+        ) from error
+
+
+def _file_weights(path: Path) -> dict[str, Tensor]:
+    from diffusiondrive.checkpoint import read_tensors
+
+    return read_tensors(path)

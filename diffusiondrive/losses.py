@@ -1,0 +1,155 @@
+"""Losses of the planner: which mode should have been chosen, how far it was off, and what the scene looked like.
+
+    total = 12 · trajectory + 10 · agent class + 1 · agent box + 14 · semantic map
+    trajectory = Σ over cascade layers of (10 · focal + 8 · L1 of the positive mode)
+
+The positive mode is the one whose clean anchor lies nearest to the human plan. Source: DiffusionDrive
+(arXiv 2411.15139) and its published code for the weights; focal loss arXiv 1708.02002; matching arXiv 2005.12872.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from diffusiondrive.perception import Agents
+from diffusiondrive.planner import Plan, TrainingOutputs, choose
+from navsim_eval.errors import UserError
+
+
+@dataclass
+class LossConfig:
+    """Weights of the terms.
+
+    trajectory, agent_class, agent_box, semantic: of the four terms in the total (class and box also in the matching)
+    focal, regression: of the two parts of the trajectory term in each cascade layer
+    focal_alpha, focal_gamma: positive modes weigh alpha, negative ones 1 - alpha
+    """
+
+    trajectory: float = 12.0
+    agent_class: float = 10.0
+    agent_box: float = 1.0
+    semantic: float = 14.0
+    focal: float = 10.0
+    regression: float = 8.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+
+
+def planner_loss(
+    outputs: TrainingOutputs, targets: Mapping[str, Tensor], config: LossConfig | None = None
+) -> dict[str, Tensor]:
+    """Training loss and all its terms.
+
+    targets: trajectory (B, T, 3), agent_states (B, A, 5), agent_labels (B, A) bool, bev_semantic_map (B, H, W) labels.
+    Returns scalars: `loss`; weighted as summed into it `trajectory_loss`, `agent_class_loss`, `agent_box_loss`,
+    `bev_semantic_loss`; `trajectory_loss_<layer>` before the trajectory weight; unweighted means under `raw/`.
+    """
+    config = config or LossConfig()
+    target = targets["trajectory"].to(outputs.poses[0].dtype)
+    positive = nearest_anchor(outputs.anchors, target)
+    terms: dict[str, Tensor] = {}
+    trajectory = target.new_zeros(())
+    for layer, (poses, logits) in enumerate(zip(outputs.poses, outputs.logits, strict=True)):
+        focal = focal_loss(logits, positive, config.focal_alpha, config.focal_gamma)
+        regression = F.l1_loss(choose(poses, positive), target)
+        terms |= {f"raw/focal_{layer}": focal, f"raw/l1_{layer}": regression}
+        terms[f"trajectory_loss_{layer}"] = config.focal * focal + config.regression * regression
+        trajectory = trajectory + terms[f"trajectory_loss_{layer}"]
+    terms["trajectory_loss"] = config.trajectory * trajectory
+    return _with_scene_terms(terms, outputs.agents, outputs.bev_semantic_map, targets, config)
+
+
+def validation_loss(plan: Plan, targets: Mapping[str, Tensor], config: LossConfig | None = None) -> dict[str, Tensor]:
+    """Loss of a finished plan, as the published code logs it in validation: the trajectory term is the plain mean L1 of
+    the chosen trajectory (times its weight), so totals do not compare with `planner_loss`. Needs auxiliary outputs."""
+    config = config or LossConfig()
+    if plan.agents is None or plan.bev_semantic_map is None:
+        raise UserError("validation_loss: the plan was made with auxiliary=False; plan again with auxiliary=True")
+    distance = F.l1_loss(plan.trajectory, targets["trajectory"].to(plan.trajectory.dtype))
+    terms = {"raw/l1": distance, "trajectory_loss": config.trajectory * distance}
+    return _with_scene_terms(terms, plan.agents, plan.bev_semantic_map, targets, config)
+
+
+def nearest_anchor(anchors: Tensor, target: Tensor) -> Tensor:
+    """Mode whose anchor (M, T, 2) has the smallest mean distance to the target (B, T, 3): (B,) int64."""
+    gap = torch.linalg.vector_norm(target[:, None, :, :2] - anchors.to(target.dtype), dim=-1)  # (B, M, T)
+    return gap.mean(dim=-1).argmin(dim=-1)
+
+
+def focal_loss(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss of logits (B, M) with one positive mode (B,) each; mean over B × M."""
+    logits = logits.float()
+    label = F.one_hot(positive, logits.shape[1]).to(logits.dtype)
+    probability = logits.sigmoid()
+    miss = torch.where(label > 0, 1 - probability, probability)
+    weight = torch.where(label > 0, alpha, 1 - alpha) * miss**gamma
+    return (weight * F.binary_cross_entropy_with_logits(logits, label, reduction="none")).mean()
+
+
+def agent_losses(
+    agents: Agents, states: Tensor, labels: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Class and box loss of agents after the best one-to-one matching.
+
+    states: (B, A, 5) targets, labels: (B, A) bool, false where a row is empty.
+    Class: mean over B × A. Box: sum of |differences| of all five numbers over the number of valid agents in the batch.
+    """
+    logits, boxes = agents.logits.float(), agents.states.float()
+    states, labels = states.to(boxes.dtype), labels.to(boxes.dtype)
+    order = match_agents(logits, boxes, states, labels, config)
+    states = states.gather(1, order[..., None].expand_as(states))  # targets in the order of the predictions
+    labels = labels.gather(1, order)
+    classes = F.binary_cross_entropy_with_logits(logits, labels)
+    box = ((boxes - states).abs().sum(dim=-1) * labels).sum() / labels.sum().clamp(min=1)
+    return classes, box
+
+
+@torch.no_grad()
+def match_agents(logits: Tensor, boxes: Tensor, states: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    """Exact assignment: for each prediction (B, A) the index of its target.
+
+    Cost of (prediction i, target j) = class weight · BCE(logit_i, label_j) + box weight · label_j · |Δ(x, y)|₁; empty
+    target rows take part, so every prediction gets one.
+    """
+    count = logits.shape[1]
+    classes = F.binary_cross_entropy_with_logits(
+        logits[:, :, None].expand(-1, -1, count), labels[:, None, :].expand(-1, count, -1), reduction="none"
+    )
+    distance = (boxes[:, :, None, :2] - states[:, None, :, :2]).abs().sum(dim=-1)
+    cost = config.agent_class * classes + config.agent_box * labels[:, None, :] * distance
+    # A diverged batch must reach the guard that names its scenes, not die inside the solver.
+    tables = torch.nan_to_num(cost, nan=1e9, posinf=1e9, neginf=-1e9).cpu().numpy()
+    columns = np.stack([linear_sum_assignment(table)[1] for table in tables])
+    return torch.from_numpy(columns).to(logits.device)
+
+
+def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits (B, C, H, W) and labels (B, kH, kW); a coarser map is held against every k-th label."""
+    rows, columns = labels.shape[-2] // logits.shape[-2], labels.shape[-1] // logits.shape[-1]
+    if (logits.shape[-2] * rows, logits.shape[-1] * columns) != tuple(labels.shape[-2:]):
+        raise UserError(
+            f"bev_semantic_map: targets of {tuple(labels.shape[-2:])} cells are no multiple of the predicted "
+            f"{tuple(logits.shape[-2:])} (perception.semantic_size)"
+        )
+    return F.cross_entropy(logits.float(), labels[..., ::rows, ::columns].long())
+
+
+def _with_scene_terms(
+    terms: dict[str, Tensor], agents: Agents, semantic: Tensor, targets: Mapping[str, Tensor], config: LossConfig
+) -> dict[str, Tensor]:
+    classes, box = agent_losses(agents, targets["agent_states"], targets["agent_labels"], config)
+    cells = semantic_loss(semantic, targets["bev_semantic_map"])
+    terms |= {"raw/agent_class": classes, "raw/agent_box": box, "raw/bev_semantic": cells}
+    terms["agent_class_loss"] = config.agent_class * classes
+    terms["agent_box_loss"] = config.agent_box * box
+    terms["bev_semantic_loss"] = config.semantic * cells
+    weighted = ("trajectory_loss", "agent_class_loss", "agent_box_loss", "bev_semantic_loss")
+    terms["loss"] = torch.stack([terms[name] for name in weighted]).sum()
+    return terms

@@ -1,0 +1,151 @@
+"""From sensor features to what the planner looks at: tokens, ego and agent queries, a planning map.
+
+    coarse map ─ 1×1 ─ tokens ┐
+    status ─ linear ─ 1 token ┴─ + learned positions ─ key-values (B,65,256)
+    learned queries (31) ─ 3 decoder layers on the key-values ─ 1 ego query, 30 agent queries
+    tokens (resized) ‖ neck map ─ per-cell MLP ─ planning map (B,256,64,64)
+
+Auxiliary heads: agent boxes from the agent queries, a semantic map from the neck map. They supervise training and are
+not needed for a plan.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffusiondrive.backbone import FusionBackbone, resize
+from navsim_eval.errors import UserError
+
+
+@dataclass
+class PerceptionConfig:
+    """Sizes of tokens, queries and auxiliary heads.
+
+    range_m: half side of the square around the ego that LiDAR image and planning map cover [m]
+    status_size: command (4, one-hot), velocity (2), acceleration (2)
+    agents: number of agent queries
+    decoder_layers, heads, hidden: of the query decoder; agent_hidden: of the agent head's MLP
+    semantic_classes, semantic_size: of the semantic map, rows ahead of the ego × columns
+    """
+
+    range_m: float = 32.0
+    status_size: int = 8
+    agents: int = 30
+    decoder_layers: int = 3
+    heads: int = 8
+    hidden: int = 1024
+    agent_hidden: int = 1024
+    semantic_classes: int = 7
+    semantic_size: tuple[int, int] = (128, 256)
+
+    def __post_init__(self) -> None:
+        self.semantic_size = tuple(self.semantic_size)
+        if self.range_m <= 0:
+            raise UserError(f"perception.range_m: {self.range_m} must be positive metres")
+        if len(self.semantic_size) != 2:
+            raise UserError(f"perception.semantic_size: {self.semantic_size} is not (rows, columns)")
+
+
+@dataclass(frozen=True)
+class SceneContext:
+    """What one scene looks like to the planner. Maps cover ±range_m; rows run forward (x), columns leftward (y).
+
+    map:    (B, D, H, W)  planning map
+    agents: (B, A, D)     agent queries
+    ego:    (B, 1, D)     ego query
+    neck:   (B, N, H, W)  neck map, input of the semantic head
+    """
+
+    map: Tensor
+    agents: Tensor
+    ego: Tensor
+    neck: Tensor
+
+
+@dataclass(frozen=True)
+class Agents:
+    """Predicted vehicles around the ego, ego frame.
+
+    states: (B, A, 5)  x, y [m], heading [rad], length, width [m]
+    logits: (B, A)     of being there
+    """
+
+    states: Tensor
+    logits: Tensor
+
+
+class Perception(nn.Module):
+    """Backbone plus queries: features -> SceneContext."""
+
+    def __init__(self, backbone: FusionBackbone, coarse_size: tuple[int, int], neck_channels: int, width: int,
+                 config: PerceptionConfig):
+        super().__init__()
+        self.backbone = backbone
+        self.coarse_size = coarse_size
+        cells = coarse_size[0] * coarse_size[1]
+        self.token_projection = nn.Conv2d(backbone.coarse_channels, width, 1)
+        self.status_projection = nn.Linear(config.status_size, width)
+        self.positions = nn.Parameter(torch.randn(cells + 1, width))
+        self.queries = nn.Parameter(torch.randn(1 + config.agents, width))
+        layer = nn.TransformerDecoderLayer(width, config.heads, config.hidden, dropout=0.0, batch_first=True)
+        self.query_decoder = nn.TransformerDecoder(layer, config.decoder_layers)
+        self.map_projection = nn.Sequential(
+            nn.Linear(width + neck_channels, width), nn.ReLU(), nn.LayerNorm(width)
+        )
+
+    def forward(self, camera: Tensor, lidar: Tensor, status: Tensor) -> SceneContext:
+        """camera (B, 3, H, W), lidar (B, 1, h, w), status (B, 8) -> SceneContext."""
+        coarse, neck = self.backbone(camera, lidar)
+        tokens = self.tokens(coarse, status)
+        queries = self.query_decoder(self.queries.expand(len(tokens), -1, -1), tokens)
+        return SceneContext(
+            map=self.planning_map(tokens, neck), agents=queries[:, 1:], ego=queries[:, :1], neck=neck
+        )
+
+    def tokens(self, coarse: Tensor, status: Tensor) -> Tensor:
+        """Coarse cells row by row, then the status: (B, cells + 1, D), learned positions added."""
+        cells = self.token_projection(coarse).flatten(2).transpose(1, 2)
+        return torch.cat([cells, self.status_projection(status)[:, None]], dim=1) + self.positions
+
+    def planning_map(self, tokens: Tensor, neck: Tensor) -> Tensor:
+        """Coarse tokens (with their positions) and the neck map, cell by cell: (B, D, *map_size)."""
+        cells = tokens[:, :-1].transpose(1, 2).unflatten(2, self.coarse_size)  # (B, D, h, w)
+        stacked = torch.cat([resize(cells, neck.shape[-2:]), neck], dim=1)
+        return self.map_projection(stacked.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class AgentHead(nn.Module):
+    """Agent queries -> boxes and logits."""
+
+    def __init__(self, width: int, config: PerceptionConfig):
+        super().__init__()
+        self.range_m = config.range_m
+        self.states = nn.Sequential(nn.Linear(width, config.agent_hidden), nn.ReLU(), nn.Linear(config.agent_hidden, 5))
+        self.logit = nn.Linear(width, 1)
+
+    def forward(self, queries: Tensor) -> Agents:
+        """(B, A, D) -> Agents; x, y bounded by the range, heading by ±π, length and width free."""
+        position, heading, extent = self.states(queries).split([2, 1, 2], dim=-1)
+        states = torch.cat([self.range_m * position.tanh(), math.pi * heading.tanh(), extent], dim=-1)
+        return Agents(states, self.logit(queries).squeeze(-1))
+
+
+class SemanticHead(nn.Module):
+    """Neck map -> semantic map of the half plane ahead. The stretch from ±32 m to 0 … 32 m in x is learned."""
+
+    def __init__(self, neck_channels: int, config: PerceptionConfig):
+        super().__init__()
+        self.size = config.semantic_size
+        self.layers = nn.Sequential(
+            nn.Conv2d(neck_channels, neck_channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(neck_channels, config.semantic_classes, 1),
+        )
+
+    def forward(self, neck: Tensor) -> Tensor:
+        """(B, N, H, W) -> logits (B, classes, *semantic_size)."""
+        return resize(self.layers(neck), self.size)

@@ -1,0 +1,249 @@
+"""DiffusionDrive, assembled: features of a scene in, a plan out.
+
+    features ─ Perception ─ SceneContext ┬─ CascadeDecoder.prepare ─┐
+                                         │    AnchorNoise.start ─ sample (K passes) ─ proposals ─ LogitSelector ─ plan
+                                         └─ AgentHead, SemanticHead (auxiliary)
+
+Source: DiffusionDrive (arXiv 2411.15139). Frame of everything in and out: ego rear axle at the current time, x forward,
+y left, heading counter-clockwise; poses at 0.5, 1.0, … s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusiondrive.backbone import BackboneConfig, FusionBackbone, load_image_weights
+from diffusiondrive.decoder import CascadeDecoder, DecoderConfig
+from diffusiondrive.noise import scene_noise
+from diffusiondrive.perception import AgentHead, Agents, Perception, PerceptionConfig, SceneContext, SemanticHead
+from diffusiondrive.sampler import DDIM, AnchorNoise, Chain, LogitSelector, sample
+from diffusiondrive.schedule import Schedule, ScheduleConfig
+from diffusiondrive.space import SpaceConfig, TrajectorySpace
+from navsim_eval.errors import UserError
+
+DEFAULT_NOISE_TOKEN, DEFAULT_NOISE_SEED = "default", 0
+
+
+@dataclass
+class PlannerConfig:
+    """One planner, described completely; the defaults are the published DiffusionDrive.
+
+    name: for people and files
+    width: channels of tokens, queries and planning map (D)
+    modes: candidate trajectories (M), one an anchor
+    poses: of each trajectory at 2 Hz (T); the horizon is poses / 2 seconds
+    """
+
+    name: str = "diffusiondrive"
+    width: int = 256
+    modes: int = 20
+    poses: int = 8
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    perception: PerceptionConfig = field(default_factory=PerceptionConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+
+    def __post_init__(self) -> None:
+        for name, heads in (("perception.heads", self.perception.heads), ("decoder.heads", self.decoder.heads)):
+            if self.width % heads:
+                raise UserError(f"{name}: {heads} heads do not divide width {self.width}")
+        if self.width < 4 or self.width % 2:
+            raise UserError(f"width: {self.width} must be even and at least 4 (time embedding: sines and cosines)")
+        if min(self.modes, self.poses) < 1:
+            raise UserError(f"modes ({self.modes}) and poses ({self.poses}) must be positive")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planner proposes and what it chose, for B scenes.
+
+    trajectory: (B, T, 3)      the chosen mode: x, y [m], heading [rad]
+    candidates: (B, M, T, 3)   all modes
+    logits:     (B, M)         of being the human's mode
+    mode:       (B,) int64     index of the chosen one
+    agents, bev_semantic_map:  auxiliary predictions (logits (B, classes, rows, columns)), or None when skipped
+    """
+
+    trajectory: Tensor
+    candidates: Tensor
+    logits: Tensor
+    mode: Tensor
+    agents: Agents | None = None
+    bev_semantic_map: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingOutputs:
+    """What the loss reads.
+
+    poses:   per cascade layer (B, M, T, 3); logits: per cascade layer (B, M)
+    anchors: (M, T, 2) clean anchors [m], by which the human plan is assigned to a mode
+    points:  (B, M, T, 2) noisy anchors after the clamp [m]
+    """
+
+    poses: tuple[Tensor, ...]
+    logits: tuple[Tensor, ...]
+    anchors: Tensor
+    points: Tensor
+    agents: Agents
+    bev_semantic_map: Tensor
+
+    @property
+    def trajectory(self) -> Tensor:
+        """(B, T, 3): the last layer's most likely mode."""
+        return choose(self.poses[-1], self.logits[-1].argmax(dim=1))
+
+
+class DiffusionDrive(nn.Module):
+    """The planner.
+
+    Features (float32), as `diffusiondrive.features` makes them for the sizes in the configuration:
+        camera_feature (B, 3, 256, 1024) RGB in [0, 1]: left, front, right
+        lidar_feature  (B, 1, 256, 256)  clipped point counts in [0, 1]: rows run forward, columns leftward
+        status_feature (B, 8)            command one-hot (4), velocity [m/s] (2), acceleration [m/s²] (2)
+    """
+
+    def __init__(self, config: PlannerConfig, anchors: Tensor):
+        """anchors: (modes, poses, 2) x, y in metres. Weights start at random; see `load_image_weights`."""
+        super().__init__()
+        expected = (config.modes, config.poses, 2)
+        if tuple(anchors.shape) != expected:
+            raise UserError(
+                f"anchors have shape {tuple(anchors.shape)}, but the planner '{config.name}' has modes={config.modes} "
+                f"and poses={config.poses}, so {expected}; cluster again (tools/cluster_anchors.py) or change modes"
+            )
+        self.config = config
+        neck = config.backbone.neck_channels
+        self.space = TrajectorySpace(config.space)
+        self.schedule = Schedule.from_config(config.schedule)
+        self.perception = Perception(
+            FusionBackbone(config.backbone), config.backbone.coarse_size, neck, config.width, config.perception
+        )
+        self.agent_head = AgentHead(config.width, config.perception)
+        self.semantic_head = SemanticHead(neck, config.perception)
+        self.initial = AnchorNoise(anchors, self.space)
+        self.decoder = CascadeDecoder(
+            self.space, config.width, config.poses, config.perception.range_m, config.decoder
+        )
+        self.kernel = DDIM(self.schedule)
+        self.selector = LogitSelector()
+        noise = scene_noise([DEFAULT_NOISE_TOKEN], DEFAULT_NOISE_SEED, self.noise_shape)
+        self.register_buffer("default_noise", noise, persistent=False)
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(M, T, 2): the shape of one scene's noise."""
+        return self.config.modes, self.config.poses, 2
+
+    def load_image_weights(self) -> str:
+        """Start the camera branch as the configuration says; returns the line to show to the user."""
+        return load_image_weights(self.perception.backbone, self.config.backbone)
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        auxiliary: bool = True,
+    ) -> Plan:
+        """Plan for a batch of scenes.
+
+        noise: (B, M, T, 2) standard normal (see `scene_noise`). Without it: drawn from `generator`; without that
+        either: one fixed draw, the same for every scene, so that the same input always gives the same plan.
+        auxiliary: also predict agents and the semantic map, which the plan does not need.
+        """
+        context = self.perceive(features)
+        proposals = self.propose(context, self._noise(len(context.ego), noise, generator)).passes[-1]
+        poses, logits = proposals.poses[-1], proposals.logits[-1]
+        mode = self.selector.select(poses, logits)
+        return Plan(
+            trajectory=choose(poses, mode),
+            candidates=poses,
+            logits=logits,
+            mode=mode,
+            agents=self.agent_head(context.agents) if auxiliary else None,
+            bev_semantic_map=self.semantic_head(context.neck) if auxiliary else None,
+        )
+
+    def perceive(self, features: Mapping[str, Tensor]) -> SceneContext:
+        """Features -> what the decoder looks at. Raises UserError when a feature is missing or of another size."""
+        return self.perception(*self._checked(features))
+
+    def propose(self, context: SceneContext, noise: Tensor, complete: bool = False) -> Chain:
+        """All passes of the schedule from noise (B, M, T, 2); see `sampler.sample`."""
+        start = self.initial.start(noise, self.schedule)
+        return sample(start, self.decoder, self.decoder.prepare(context), self.schedule, self.kernel, complete)
+
+    def training_outputs(self, features: Mapping[str, Tensor], noise: Tensor, timesteps: Tensor) -> TrainingOutputs:
+        """One pass at levels `timesteps` (B,) int64 from anchors with `noise` (B, M, T, 2): what the loss reads."""
+        context = self.perceive(features)
+        anchors = self.initial.anchors
+        noisy = self.schedule.add_noise(self.space.normalise(anchors), noise.to(anchors), timesteps)
+        denoised = self.decoder.denoise(noisy, timesteps, self.decoder.prepare(context))
+        return TrainingOutputs(
+            poses=denoised.poses,
+            logits=denoised.logits,
+            anchors=anchors,
+            points=denoised.points,
+            agents=self.agent_head(context.agents),
+            bev_semantic_map=self.semantic_head(context.neck),
+        )
+
+    def set_schedule(self, config: ScheduleConfig) -> None:
+        """Plan with another preset or number of steps; the weights stay."""
+        self.config.schedule = config
+        self.schedule = Schedule.from_config(config).to(self.initial.anchors.device)
+        self.kernel = DDIM(self.schedule)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> DiffusionDrive:
+        """A planner in evaluation mode from a folder or .safetensors file; see `checkpoint.load_planner`."""
+        from diffusiondrive.checkpoint import load_planner
+
+        return load_planner(path)
+
+    def save_pretrained(self, folder: Path | str, metrics: Mapping[str, object] | None = None) -> Path:
+        """Write a self-contained checkpoint folder; see `checkpoint.save_planner`."""
+        from diffusiondrive.checkpoint import save_planner
+
+        return save_planner(self, folder, metrics)
+
+    def _noise(self, batch: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        shape = (batch, *self.noise_shape)
+        if noise is not None:
+            if tuple(noise.shape) != shape:
+                raise UserError(f"noise has shape {tuple(noise.shape)}, but this batch needs {shape}")
+            return noise.to(self.default_noise.device)
+        if generator is not None:
+            drawn = torch.randn(shape, generator=generator, device=generator.device)
+            return drawn.to(self.default_noise.device)
+        return self.default_noise.expand(shape)
+
+    def _checked(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        backbone = self.config.backbone
+        sizes = {
+            "camera_feature": (backbone.image_channels, *backbone.image_size),
+            "lidar_feature": (backbone.lidar_channels, *backbone.lidar_size),
+            "status_feature": (self.config.perception.status_size,),
+        }
+        for name, size in sizes.items():
+            if name not in features:
+                raise UserError(f"features: '{name}' is missing; given are {sorted(features)}")
+            if tuple(features[name].shape[1:]) != size:
+                raise UserError(
+                    f"{name} has shape {tuple(features[name].shape)}, but the planner '{self.config.name}' reads "
+                    f"(B, {', '.join(map(str, size))}); build the features with this planner's configuration"
+                )
+        return tuple(features[name] for name in sizes)  # type: ignore[return-value]
+
+
+def choose(poses: Tensor, mode: Tensor) -> Tensor:
+    """poses (B, M, ...), mode (B,) -> (B, ...), without leaving the device."""
+    index = mode.view(-1, *[1] * (poses.ndim - 1)).expand(-1, 1, *poses.shape[2:])
+    return poses.gather(1, index).squeeze(1)

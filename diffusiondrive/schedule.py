@@ -1,0 +1,99 @@
+"""The diffusion schedule: how much noise each level has, and which levels a plan visits.
+
+A level t in 0 … 999 has signal √ᾱ_t and noise √(1-ᾱ_t); "level" -1 is the clean sample (ᾱ = 1). Everything that a
+sampler needs is listed explicitly: the label given to the network in each pass, the level that the update after the
+pass goes to, and the level of the start noise. Deriving them from a step ratio is how the published planner came to
+start at 8, call it 10, and step to 9; the preset `reference` reproduces that, `consistent` does what the labels say.
+
+Source: DDIM (arXiv 2010.02502) with the settings of DiffusionDrive (arXiv 2411.15139): 1000 levels,
+`scaled_linear` betas from 1e-4 to 0.02, x0 prediction, η = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from navsim_eval.errors import UserError
+
+LEVELS = 1000
+BETA_START, BETA_END = 1e-4, 0.02
+CLEAN = -1
+LABEL_SPAN = 20  # labels of a plan are spread over [0, 20), whatever the number of passes
+REFERENCE_START = 8
+PRESETS = ("reference", "consistent")
+
+
+@dataclass
+class ScheduleConfig:
+    """Which levels training draws from and which a plan visits.
+
+    preset: `reference` (published behaviour, bit for bit) or `consistent` (start at the first label, update from each
+        label to the next, from the last to the clean sample)
+    steps: passes of the decoder per plan, a divisor of 20 (1, 2, 4, 5, 10, 20)
+    train_levels: training draws t uniformly from 0 … train_levels - 1
+    """
+
+    preset: str = "reference"
+    steps: int = 2
+    train_levels: int = 50
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UserError(f"schedule.preset: '{self.preset}' is none of {', '.join(PRESETS)}")
+        if self.steps < 1 or LABEL_SPAN % self.steps:
+            raise UserError(f"schedule.steps: {self.steps} does not divide {LABEL_SPAN}; use 1, 2, 4, 5, 10 or 20")
+        if not LABEL_SPAN <= self.train_levels <= LEVELS:
+            raise UserError(
+                f"schedule.train_levels: {self.train_levels} must lie between {LABEL_SPAN} (a plan's labels are "
+                f"below it) and {LEVELS} (the length of the noise table)"
+            )
+
+
+class Schedule(nn.Module):
+    """Noise table plus the explicit itinerary of a plan.
+
+    labels: level told to the decoder in each pass; next_labels: level that the update after that pass goes to;
+    start_level: level of the noise that is added to the anchors.
+    """
+
+    def __init__(self, labels: tuple[int, ...], next_labels: tuple[int, ...], start_level: int):
+        super().__init__()
+        if len(labels) != len(next_labels) or not labels:
+            raise ValueError(f"schedule: {len(labels)} labels but {len(next_labels)} next labels")
+        self.labels, self.next_labels, self.start_level = labels, next_labels, start_level
+        # float32 throughout, in torch: a float64 table moves the final poses by up to 2.5e-4 m.
+        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, LEVELS, dtype=torch.float32) ** 2
+        alphas = torch.cumprod(1 - betas, dim=0)
+        self.register_buffer("alphas", alphas, persistent=False)
+        self.register_buffer("signal_table", alphas.sqrt(), persistent=False)
+        self.register_buffer("noise_table", (1 - alphas).sqrt(), persistent=False)
+        # The same float32 values as Python numbers: constants for a compiler, no copy from the device at run time.
+        self._signal, self._noise = self.signal_table.tolist(), self.noise_table.tolist()
+
+    @classmethod
+    def from_config(cls, config: ScheduleConfig) -> Schedule:
+        labels = tuple(range(LABEL_SPAN - LABEL_SPAN // config.steps, -1, -(LABEL_SPAN // config.steps)))
+        if config.preset == "reference":
+            return cls(labels, tuple(label - 1 for label in labels), REFERENCE_START)
+        return cls(labels, (*labels[1:], CLEAN), labels[0])
+
+    def signal(self, level: int) -> float:
+        """√ᾱ of a level; 1 for the clean sample."""
+        return 1.0 if level == CLEAN else self._signal[level]
+
+    def noise(self, level: int) -> float:
+        """√(1-ᾱ) of a level; 0 for the clean sample."""
+        return 0.0 if level == CLEAN else self._noise[level]
+
+    def add_noise(self, clean: Tensor, noise: Tensor, level: int | Tensor) -> Tensor:
+        """√ᾱ_t · clean + √(1-ᾱ_t) · noise.
+
+        clean, noise: broadcastable to (B, M, T, 2), normalised. level: one level, or (B,) int64, one a scene.
+        """
+        if isinstance(level, int):
+            return self.signal(level) * clean + self.noise(level) * noise
+        each = (-1, 1, 1, 1)
+        return self.signal_table[level].view(each) * clean + self.noise_table[level].view(each) * noise

@@ -1,0 +1,82 @@
+"""Named planners: the published one, one that trains on two CPU cores in minutes, one for tests.
+
+`configs/model/<name>.yaml` holds the same numbers for the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusiondrive.backbone import NO_WEIGHTS, BackboneConfig
+from diffusiondrive.decoder import DecoderConfig
+from diffusiondrive.perception import PerceptionConfig
+from diffusiondrive.planner import PlannerConfig
+from navsim_eval.errors import UserError
+
+
+def diffusiondrive() -> PlannerConfig:
+    """The published planner: two ResNet-34, 60.7 M parameters."""
+    return PlannerConfig()
+
+
+def city_nano() -> PlannerConfig:
+    """For the synthetic city on CPU cores: the same code at a quarter of the resolution, about 2 M parameters."""
+    return PlannerConfig(
+        name="city_nano",
+        width=96,
+        backbone=BackboneConfig(
+            image_weights=NO_WEIGHTS,
+            stage_blocks=(1, 1, 1, 1),
+            stage_channels=(16, 32, 64, 128),
+            stem_width=8,
+            output_stride=16,
+            image_size=(64, 256),
+            lidar_size=(128, 128),
+            image_tokens=(4, 16),
+            lidar_tokens=(8, 8),
+            fusion_blocks=1,
+            fusion_expansion=2,
+            neck_channels=32,
+            map_size=(32, 32),
+        ),
+        perception=PerceptionConfig(decoder_layers=2, heads=4, hidden=192, agent_hidden=192, semantic_size=(64, 128)),
+        decoder=DecoderConfig(heads=4, hidden=256),
+    )
+
+
+def tiny() -> PlannerConfig:
+    """For tests: every part of the real one, milliseconds a pass."""
+    return PlannerConfig(
+        name="tiny",
+        width=16,
+        modes=6,
+        backbone=BackboneConfig(
+            image_weights=NO_WEIGHTS,
+            stage_blocks=(1, 1, 1, 1),
+            stage_channels=(8, 8, 16, 16),
+            stem_width=4,
+            image_size=(64, 128),
+            lidar_size=(64, 64),
+            image_tokens=(2, 4),
+            lidar_tokens=(2, 2),
+            fusion_blocks=1,
+            fusion_heads=2,
+            fusion_expansion=2,
+            neck_channels=8,
+            map_size=(16, 16),
+        ),
+        perception=PerceptionConfig(
+            agents=5, decoder_layers=1, heads=2, hidden=32, agent_hidden=32, semantic_size=(16, 32)
+        ),
+        decoder=DecoderConfig(heads=2, hidden=32, point_dims=8),
+    )
+
+
+VARIANTS: dict[str, Callable[[], PlannerConfig]] = {f.__name__: f for f in (diffusiondrive, city_nano, tiny)}
+
+
+def planner_config(name: str) -> PlannerConfig:
+    """Configuration of a named planner. Raises UserError that lists the names."""
+    if name not in VARIANTS:
+        raise UserError(f"no planner is called '{name}'; there are {', '.join(VARIANTS)}")
+    return VARIANTS[name]()
