@@ -20,7 +20,7 @@ import shapely
 
 from navsim_eval.city import lines
 from navsim_eval.city.network import BICYCLE, PARKING, PEDESTRIAN
-from navsim_eval.city.sumo_net import Network, NetLane, NetLink
+from navsim_eval.city.sumo_net import Junction, NetLane, NetLink, Network
 from navsim_eval.formats.geopackage import FeatureTable
 from navsim_eval.geometry import Vehicle, box_corners
 
@@ -322,12 +322,14 @@ def _add_intersections(
         junction = network.arms[_edges(network, link)[0]][1]
         onward = surfaces.centre[link.to_lane][: int(SWEEP_RUN_OUT_M) + 1]
         parts[junction] += [polygon, *_swept(np.concatenate([centre, onward[1:]]))]
+    streets = shapely.union_all(rows.geometries("lane_groups_polygons")).buffer(-2 * SEAM_M)
     made = {}
     for junction, fid in _intersection_ids(network, rows).items():
         record = network.junctions[junction]
         shape = shapely.Polygon(record.shape).buffer(0) if len(record.shape) >= 3 else shapely.Polygon()
-        union = shapely.union_all([shape, *parts[junction]]).buffer(SEAM_M, quad_segs=2).simplify(0.03)
-        made[junction] = lines.without_holes(lines.largest_part(union))
+        beside_streets = shapely.union_all(parts[junction]).difference(streets)
+        surface = shape.union(beside_streets).buffer(SEAM_M, quad_segs=2).simplify(0.03)
+        made[junction] = lines.without_holes(lines.largest_part(surface))
         arms = {network.arms[edge] for edge in ids.groups if junction in network.arms[edge]}
         neighbours = {node for pair in arms for node in pair} - {junction}
         kind = _SIGNAL_JUNCTION if record.signalised else _PASS_THROUGH if len(neighbours) <= 2 else _DEFAULT_JUNCTION
@@ -363,7 +365,7 @@ def _add_stops(
     links = defaultdict(list)
     for link in network.links:
         links[network.lanes[link.from_lane].edge].append(link)
-    roads = shapely.union_all(rows.geometries("road_segments"))
+    blocked = shapely.union_all([*rows.geometries("road_segments"), *intersections.values()])
     for edge, fid in _stop_ids(network, ids, rows).items():
         left, right = (border[::-1] for border in surfaces.borders[edge])
         stations = np.array([STOP_LINE_DEPTH_M, -0.2])
@@ -371,7 +373,7 @@ def _add_stops(
         kind = next(kind for link in links[edge] if (kind := _stop_kind(link)))
         light = ""
         if kind == _TRAFFIC_LIGHT_STOP:
-            light = str(_add_light(rows, network, edge, surfaces, intersections, roads))
+            light = str(_add_light(rows, network.junctions[network.arms[edge][1]], surfaces.borders[edge], blocked))
         rows.add(
             "stop_polygons",
             lines.strip(left, right),
@@ -390,23 +392,20 @@ def _around_start(line: np.ndarray, stations: np.ndarray) -> np.ndarray:
     return line[0] + stations[:, None] * direction
 
 
-def _add_light(rows, network, edge, surfaces, intersections, roads) -> int:
-    """A signal on the far side of the intersection, right of the traffic it controls and off the road."""
-    left, right = surfaces.borders[edge]
-    heading = lines.headings((left + right) / 2)[-1]
-    forward, rightward = np.array([np.cos(heading), np.sin(heading)]), np.array([np.sin(heading), -np.cos(heading)])
-    area = intersections[network.arms[edge][1]]
+def _add_light(
+    rows: _Rows, junction: Junction, borders: tuple[np.ndarray, np.ndarray], blocked: shapely.Geometry
+) -> int:
+    """A signal on the far side of the junction, right of the traffic it controls and off the road."""
+    left, right = borders
     middle = (left[-1] + right[-1]) / 2
-    ray = shapely.LineString([middle, middle + 120.0 * forward]).intersection(area)
-    depth = max(ray.length, 8.0) if not ray.is_empty else 8.0
-    half_width = np.hypot(*(right[-1] - left[-1])) / 2
-    blocked = shapely.union(roads, area)
-    point = middle + depth * forward + (half_width + 1.0) * rightward
-    for _ in range(24):
-        if not blocked.intersects(shapely.Point(point).buffer(0.6)):
-            break
-        point = point + 1.0 * rightward
-    return rows.add("traffic_lights", shapely.Point(point), ori_mean_yaw=float(heading), light_face_type_fid=0)
+    heading = float(lines.headings((left + right) / 2)[-1])
+    forward, rightward = np.array([np.cos(heading), np.sin(heading)]), np.array([np.sin(heading), -np.cos(heading)])
+    ray = shapely.LineString([middle, middle + 120.0 * forward])
+    depth = max(ray.intersection(shapely.Polygon(junction.shape).buffer(0)).length, 8.0)
+    point = middle + depth * forward + (np.hypot(*(right[-1] - left[-1])) / 2 + 1.0) * rightward
+    while blocked.distance(shapely.Point(point)) < 0.6:
+        point = point + 0.5 * rightward
+    return rows.add("traffic_lights", shapely.Point(point), ori_mean_yaw=heading, light_face_type_fid=0)
 
 
 def _add_footpaths(rows: _Rows, network: Network) -> None:
