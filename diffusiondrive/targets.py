@@ -90,9 +90,7 @@ def agent_targets(annotations: Annotations, config: TargetConfig) -> tuple[np.nd
     return states, np.arange(config.max_agents) < len(nearest)
 
 
-def bev_semantic_map(
-    annotations: Annotations, road_map: Any, ego_pose: np.ndarray, config: TargetConfig
-) -> np.ndarray:
+def bev_semantic_map(annotations: Annotations, road_map: Any, ego_pose: np.ndarray, config: TargetConfig) -> np.ndarray:
     """Class of every cell ahead of the ego, (rows, columns) uint8, indices into `BEV_CLASSES`.
 
     Row r covers x in [0.25 r, 0.25 r + 0.25), column c covers y from 0.25 c - 32. Later classes are painted over
