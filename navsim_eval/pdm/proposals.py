@@ -1,4 +1,4 @@
-"""PDM-Closed's fifteen proposals: three parallel paths times five target speeds, driven by the Intelligent Driver model.
+"""PDM-Closed's fifteen proposals: three parallel paths times five target speeds, driven by an IDM.
 
 Open loop: a proposal moves along its path exactly, keeping its distance to what the forecast puts in the way.
 Proposal index = path · 5 + speed. The step rules, oddities included, are those of the published evaluators, whose
