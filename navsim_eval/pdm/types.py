@@ -6,7 +6,7 @@ Definitions follow the published evaluators (NAVSIM v1.1 for `pdms_v1`, v2.2 for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -85,6 +85,7 @@ class MetricCache:
     reference_poses:   (51, 3) open-loop poses of the PDM-Closed reference plan at 10 Hz
     human_poses:       (8, 3) future human poses relative to the current pose (2 Hz), or None
     history_states:    (H, 11) past ego states at 10 Hz for history comfort (v2), else None
+    unknown_route_ids: (U,) str logged route ids that the map does not hold, dropped from the route
     """
 
     metric: str
@@ -99,3 +100,4 @@ class MetricCache:
     reference_poses: np.ndarray
     human_poses: np.ndarray | None = None
     history_states: np.ndarray | None = None
+    unknown_route_ids: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.str_))
