@@ -1,0 +1,210 @@
+"""Scores of one planner on one split, on disk: NAVSIM's CSV per token and a summary that says what it is worth.
+
+A summary carries the headline only when every expected scene was scored; otherwise the headline is null and the verdict
+reads "partial: n of N". Scores are fractions in [0, 1]; tables for people print them times 100.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from navsim_eval.errors import DataError
+from navsim_eval.files import atomic_write
+
+
+@dataclass(frozen=True)
+class MetricFormat:
+    """How one metric version is written down.
+
+    title:    for people;  headline: key of the summary;  columns: of the CSV, in NAVSIM's order, `score` last
+    average:  token of the closing row
+    """
+
+    title: str
+    headline: str
+    columns: tuple[str, ...]
+    average: str
+
+
+FORMATS = {
+    "pdms_v1": MetricFormat(
+        "PDMS (NAVSIM v1.1)",
+        "pdms",
+        ("no_at_fault_collisions", "drivable_area_compliance", "ego_progress", "time_to_collision_within_bound",
+         "comfort", "driving_direction_compliance", "score"),
+        "average",
+    ),
+    "epdms_v2": MetricFormat(
+        "EPDMS (NAVSIM v2.2, one stage)",
+        "epdms",
+        ("no_at_fault_collisions", "drivable_area_compliance", "driving_direction_compliance",
+         "traffic_light_compliance", "ego_progress", "time_to_collision_within_bound", "lane_keeping",
+         "history_comfort", "two_frame_extended_comfort", "score"),
+        "average_all_frames",
+    ),
+}  # fmt: skip
+
+SHORT = {
+    "no_at_fault_collisions": "NC",
+    "drivable_area_compliance": "DAC",
+    "driving_direction_compliance": "DDC",
+    "traffic_light_compliance": "TLC",
+    "ego_progress": "EP",
+    "time_to_collision_within_bound": "TTC",
+    "lane_keeping": "LK",
+    "comfort": "C",
+    "history_comfort": "HC",
+    "two_frame_extended_comfort": "EC",
+    "score": "score",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores of S scenes.
+
+    metric:   key of FORMATS
+    tokens:   (S,) str, every scene that was to be scored, failed ones included
+    columns:  name → (S,) float64; NaN in the rows of failed scenes and where a sub-score is not defined
+    failures: token → reason
+    """
+
+    metric: str
+    tokens: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(S,) bool: scenes with a score."""
+        return np.isfinite(self.columns["score"])
+
+    def means(self) -> dict[str, float | None]:
+        """Mean of every column over the scenes where it is defined; None where it is nowhere."""
+        defined = {name: values[np.isfinite(values)] for name, values in self.columns.items()}
+        return {name: float(values.mean()) if len(values) else None for name, values in defined.items()}
+
+    def save_csv(self, path: Path | str) -> Path:
+        """Write NAVSIM's result file: unnamed index, token, valid, sub-scores, score, and the closing mean row."""
+        form, means = FORMATS[self.metric], self.means()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["", "token", "valid", *form.columns])
+        rows = np.column_stack([self.columns[name] for name in form.columns])
+        for index, (token, valid, row) in enumerate(zip(self.tokens, self.valid, rows, strict=True)):
+            writer.writerow([index, token, bool(valid), *map(_cell, row)])
+        closing = [_cell(means[name]) for name in form.columns]
+        writer.writerow([len(rows), form.average, bool(self.valid.all()), *closing])
+        return atomic_write(path, text.getvalue())
+
+    @classmethod
+    def load_csv(cls, path: Path | str, metric: str) -> Results:
+        """Read a result file of this metric version, ours or the devkit's. Closing rows are left out."""
+        form = FORMATS[metric]
+        try:
+            with open(path, newline="") as file:
+                rows = list(csv.DictReader(file))
+        except OSError as error:
+            raise DataError(path, f"no scores here ({error.strerror})", remedy="make them with stage=score") from error
+        absent = [name for name in ("token", *form.columns) if not rows or name not in rows[0]]
+        if absent:
+            raise DataError(path, f"not a {metric} result file", field=absent[0])
+        rows = [row for row in rows if not row["token"].startswith("average")]
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in form.columns}
+        return cls(metric, np.array([row["token"] for row in rows], str), columns)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many scenes a score speaks for.
+
+    expected: scenes that the split lists;  found: of these, readable ones;  planned: with a plan;  scored
+    reasons:  token or file → why it is not scored
+    """
+
+    expected: int
+    found: int
+    planned: int
+    scored: int
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return 0 < self.expected == self.scored
+
+    @property
+    def verdict(self) -> str:
+        return "complete" if self.complete else f"partial: {self.scored} of {self.expected}"
+
+    def as_dict(self, listed: int = 20) -> dict[str, Any]:
+        reasons = dict(list(self.reasons.items())[:listed])
+        return {"expected": self.expected, "found": self.found, "planned": self.planned, "scored": self.scored,
+                "not_scored": len(self.reasons), "first_reasons": reasons}  # fmt: skip
+
+
+def make_summary(
+    results: Results, coverage: Coverage, *, planner: Mapping[str, Any], split: str, seed: int, **more: Any
+) -> dict[str, Any]:
+    """What `summary.json` says. The headline (`pdms` or `epdms`) is null unless coverage is complete."""
+    form, means = FORMATS[results.metric], results.means()
+    return {
+        "planner": dict(planner),
+        "metric": results.metric,
+        "metric_title": form.title,
+        "split": split,
+        "seed": seed,
+        "verdict": coverage.verdict,
+        form.headline: means["score"] if coverage.complete else None,
+        "coverage": coverage.as_dict(),
+        "means_over_scored": means,
+        **more,
+    }
+
+
+def save_json(path: Path | str, content: Mapping[str, Any]) -> Path:
+    """Readable JSON, written atomically."""
+    return atomic_write(path, json.dumps(content, indent=2, default=_plain) + "\n")
+
+
+def headline(summary: Mapping[str, Any]) -> float | None:
+    """The headline score of a summary, None when coverage was partial."""
+    return summary[FORMATS[summary["metric"]].headline]
+
+
+def score_rows(summaries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table that compares planners under one metric: points (0 to 100), headline first."""
+    form = FORMATS[summaries[0]["metric"]]
+    names = [name for name in form.columns if name != "score"]
+    header = ["planner", form.headline.upper(), *(SHORT[name] for name in names), "scenes"]
+    rows = []
+    for summary in summaries:
+        value, coverage = headline(summary), summary["coverage"]
+        means = summary["means_over_scored"]
+        shown = _points(value) if value is not None else "—"
+        scenes = f"{coverage['scored']}" if summary["verdict"] == "complete" else summary["verdict"]
+        rows.append([summary["planner"]["name"], shown, *(_points(means[name]) for name in names), scenes])
+    return header, rows
+
+
+def _points(value: float | None) -> str:
+    return "—" if value is None else f"{100.0 * value:.1f}"
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else repr(float(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} does not go into JSON")
