@@ -21,6 +21,7 @@ from navsim_eval.scene import Frame, Scene
 FEATURES_VERSION = 1  # raise when the same configuration would give other values: caches then refuse to mix
 CAMERAS = ("CAM_L0", "CAM_F0", "CAM_R0")  # left to right, as stitched
 REFERENCE_IMAGE = (1080, 1920)
+_INTERPOLATION = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 FEATURE_NAMES = ("camera_feature", "lidar_feature", "status_feature")
 
 
@@ -59,8 +60,24 @@ class FeatureConfig:
         if self.lidar_clip > 255:
             raise UserError(f"features.lidar_clip: {self.lidar_clip} does not fit the 8 bits that caches store")
 
+    @classmethod
+    def for_sizes(
+        cls, image_size: tuple[int, int] = (256, 1024), lidar_size: tuple[int, int] = (256, 256), range_m: float = 32.0
+    ) -> FeatureConfig:
+        """The features that a planner of these input sizes (rows, columns) takes; anti-aliased below the published size.
 
-_INTERPOLATION = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
+        Raises UserError for a LiDAR image that is not square.
+        """
+        if lidar_size[0] != lidar_size[1]:
+            raise UserError(f"features: a LiDAR image of {lidar_size[0]}×{lidar_size[1]} cells is not square")
+        published = image_size[0] >= cls.camera_height and image_size[1] >= cls.camera_width
+        return cls(
+            camera_height=image_size[0],
+            camera_width=image_size[1],
+            camera_resize="linear" if published else "area",
+            lidar_cells=lidar_size[0],
+            lidar_range=range_m,
+        )
 
 
 def build_features(scene: Scene, config: FeatureConfig | None = None) -> dict[str, np.ndarray]:
@@ -89,9 +106,10 @@ def compact_features(scene: Scene, config: FeatureConfig) -> dict[str, np.ndarra
 
 def to_float(features: dict[str, np.ndarray], config: FeatureConfig) -> dict[str, np.ndarray]:
     """Compact features as float32 model input: camera / 255, LiDAR counts / clip; the status is passed on."""
-    scale = {"camera_feature": np.float32(255), "lidar_feature": np.float32(config.lidar_clip)}
-    return {name: array.astype(np.float32) / scale[name] if name in scale else array
-            for name, array in features.items()}  # fmt: skip
+    scaled = dict(features)
+    scaled["camera_feature"] = features["camera_feature"].astype(np.float32) / np.float32(255)
+    scaled["lidar_feature"] = features["lidar_feature"].astype(np.float32) / np.float32(config.lidar_clip)
+    return scaled
 
 
 def camera_feature(left: np.ndarray, front: np.ndarray, right: np.ndarray, config: FeatureConfig) -> np.ndarray:
