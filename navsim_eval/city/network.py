@@ -74,7 +74,7 @@ class Style:
     bend: tuple[float, float]
     main_lanes: int | None = None
     turn_lanes: float = 0.0
-    cars: float = 9.0
+    cars: float = 4.5
     people: float = 7.0
 
 
@@ -101,7 +101,7 @@ STYLES = {
         bicycle=0.5,
         bend=(12.0, 520.0),
         turn_lanes=0.7,
-        cars=10.0,
+        cars=4.5,
     ),
     "irregular": Style(
         topology=(
@@ -115,7 +115,7 @@ STYLES = {
         parking=0.35,
         bicycle=0.15,
         bend=(14.0, 300.0),
-        cars=7.0,
+        cars=5.0,
     ),
     "ring": Style(
         topology=(
@@ -197,7 +197,7 @@ def build_network(style: Style, seed: int, folder: Path) -> Path:
             *("--output-file", str(network), "--precision", "3", "--seed", str(seed)),
             *("--no-turnarounds", "--offset.disable-normalization"),
             *("--default.junctions.radius", "9", "--junctions.internal-link-detail", "24"),
-            *("--junctions.corner-detail", "8", "--junctions.limit-turn-speed", "2.6"),
+            *("--junctions.corner-detail", "8", "--junctions.limit-turn-speed", "2.2"),
             *("--crossings.guess", "--default.crossing-width", "3.2", "--walkingareas"),
             *("--tls.default-type", "static", "--tls.cycle.time", "50", "--tls.yellow.time", "3"),
             *("--tls.left-green.time", "8", "--tls.allred.time", "1", "--geometry.max-angle", "170"),
