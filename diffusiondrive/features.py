@@ -64,7 +64,7 @@ class FeatureConfig:
     def for_sizes(
         cls, image_size: tuple[int, int] = (256, 1024), lidar_size: tuple[int, int] = (256, 256), range_m: float = 32.0
     ) -> FeatureConfig:
-        """The features that a planner of these input sizes (rows, columns) takes; anti-aliased below the published size.
+        """What a planner of these input sizes (rows, columns) takes; anti-aliased below the published size.
 
         Raises UserError for a LiDAR image that is not square.
         """
