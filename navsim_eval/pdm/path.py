@@ -1,7 +1,7 @@
 """A centreline that can be projected on and walked along.
 
-Used by the reference planner (its three paths), by ego progress and by lane keeping, so that all of them measure
-arc length in the same way. Coordinates are global metres in float64.
+The reference planner drives along three of these, one object at a time; metrics project whole batches of scenes with
+`navsim_eval.metrics.polyline`. Coordinates are global metres in float64.
 """
 
 from __future__ import annotations
@@ -52,10 +52,6 @@ class Path:
     def project(self, points: np.ndarray) -> np.ndarray:
         """Arc length (...) of the point of the path nearest to each of (..., 2) points; saturates at both ends."""
         return shapely.line_locate_point(self.line, shapely.points(points))
-
-    def distance(self, points: np.ndarray) -> np.ndarray:
-        """Unsigned distance (...) of (..., 2) points to the path."""
-        return shapely.distance(self.line, shapely.points(points))
 
     def interpolate(self, arc_length: np.ndarray) -> np.ndarray:
         """Poses (..., 3) at arc lengths (...), clipped to the path; heading wrapped, undefined values 0."""
