@@ -84,7 +84,9 @@ def global_objects(frame: Frame) -> Objects:
     )
 
 
-def recorded_observation(frames: Sequence[Frame], red_light_edges: Collection[str] = (), road_map=None) -> Observation:
+def recorded_observation(
+    frames: Sequence[Frame], red_light_edges: Collection[str] = (), road_map: RoadMap | None = None
+) -> Observation:
     """The recorded future at 10 Hz.
 
     frames:          now and the future, F of them, 0.5 s apart; gives 5 · (F - 1) + 1 time steps
@@ -156,7 +158,8 @@ def forecast(frame: Frame, road_map: RoadMap, route_lanes: Collection[str]) -> F
     """
     objects = global_objects(frame)
     rows = _nearest_by_class(objects, ego_center(frame.ego_pose)[:2])
-    poses, velocity = objects.poses[rows], objects.velocity[rows]
+    poses = objects.poses[rows]
+    velocity = np.nan_to_num(objects.velocity[rows])  # unknown: standing
     speed = np.hypot(velocity[:, 0], velocity[:, 1])
     backwards = np.abs(wrap_angle(poses[:, 2] - np.arctan2(velocity[:, 1], velocity[:, 0]))) >= np.pi / 2
     direction = poses[:, 2] + np.where(backwards, np.pi, 0.0)

@@ -109,9 +109,7 @@ class ProposalDriver:
             speed[..., t] = speed[..., t - 1] + SIMULATION_DT * acceleration
 
 
-def idm_acceleration(
-    progress: np.ndarray, speed: np.ndarray, lead: np.ndarray, target_speed: np.ndarray
-) -> np.ndarray:
+def idm_acceleration(progress: np.ndarray, speed: np.ndarray, lead: np.ndarray, target_speed: np.ndarray) -> np.ndarray:
     """Acceleration (...) [m/s²] of the Intelligent Driver Model (Treiber et al. 2000), limited to comfort bounds.
 
     progress, speed, target_speed: (...);  lead: (..., 3). Braking is limited too, so a late obstacle can be hit.

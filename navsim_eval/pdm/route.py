@@ -220,4 +220,3 @@ def _shortest_lane_sequence(start: str, goals: set[str], allowed: set[str], grap
         sequence.append(end)
         end = came_from[end]
     return sequence[::-1]
-
