@@ -9,6 +9,7 @@ from typing import Any
 _PUBLIC = {
     "MetricCache": "navsim_eval.pdm.types",
     "SceneDataset": "navsim_eval.dataset",
+    "score": "navsim_eval.scoring",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -237,7 +237,9 @@ def _track(state: Tensor, lateral: Tensor, yaw_error: Tensor, reference_speed: T
     yaw_by_rate = (DT / base) * (_SUM_J * p + _SUM_JJ * q)
     ones, linear, m_pp, m_pq, m_qq = moments
 
-    final_lateral = lateral + yaw_error * distance + steering * lateral_by_steering - (pp * m_pp + pq * m_pq + qq * m_qq)
+    final_lateral = (
+        lateral + yaw_error * distance + steering * lateral_by_steering - (pp * m_pp + pq * m_pq + qq * m_qq)
+    )
     final_yaw = wrap_angle(yaw_error + steering * distance / base - (p * ones + q * linear))
     # B'QB + 1 with weights 1, 10, 0 on lateral error, yaw error and steering.
     normal = lateral_by_rate**2 + HEADING_WEIGHT * yaw_by_rate**2 + 1.0

@@ -1,0 +1,276 @@
+"""Which polygons contain a point: exact answers for millions of points, from a grid prepared once per scene.
+
+A map patch holds some hundred polygons with thousands of edges; testing every point against every edge is what makes
+area checks slow. Here a square grid around the ego stores, for each cell, which polygons contain the cell's centre (one
+bit a polygon) and which edges pass through the cell. A point differs from its cell's centre in exactly those polygons
+whose boundary is crossed an odd number of times on the straight way between the two, and only edges of that cell can be
+crossed. Points beyond the grid are tested against all edges.
+
+Containment is strict, as in shapely's `contains`: a point on the boundary is outside. Holes, multipolygons and
+self-touching rings follow the even-odd rule.
+
+Coordinates are metres relative to an origin near the scene, so that float64 keeps its precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+import torch
+from torch import Tensor
+
+CELL = 1.0
+BITS = 63  # per int64 word; the sign bit stays clear
+_MARGIN = 1e-3  # cells are given edges that pass them by this much, against rounding
+_CENTER_SHIFT = 0.3819660112501051  # keeps cell centres off round coordinates, where maps of test worlds have edges
+_SLOW_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class PolygonGrid:
+    """Polygons of one scene, packed (numpy). P polygons, W = ceil(P / 63) words, C = side² cells.
+
+    corner:      (2,) lower corner of the grid;  side: cells per side
+    base:        (W, C) int64 polygons that contain the centre of each cell (row-major in y)
+    cell_start:  (C + 1,) int32 range of each cell in `cell_edges`
+    cell_edges:  (I,) int32 2 * edge + (1 if the cell's centre lies to the left of the edge)
+    edges:       (E, 4) float64 x, y of both ends, in the order of the polygons
+    edge_polygon: (E,) int32
+    count:       P
+    """
+
+    corner: np.ndarray
+    side: int
+    base: np.ndarray
+    cell_start: np.ndarray
+    cell_edges: np.ndarray
+    edges: np.ndarray
+    edge_polygon: np.ndarray
+    count: int
+
+    def masks(self, members: np.ndarray) -> np.ndarray:
+        """(W,) int64 words with the bits of the polygons selected by a boolean array (P,)."""
+        words = np.zeros(len(self.base), np.int64)
+        chosen = np.flatnonzero(members)
+        np.bitwise_or.at(words, chosen // BITS, np.int64(1) << (chosen % BITS))
+        return words
+
+
+def build_grid(polygons: np.ndarray, origin: np.ndarray, reach: float) -> PolygonGrid:
+    """Pack shapely polygons (P,) into a grid that covers `reach` metres around `origin` (2,) in all directions."""
+    edges, owner = polygon_edges(polygons, origin)
+    side = 2 * int(np.ceil(reach / CELL)) + 1
+    corner = np.full(2, -0.5 * side * CELL + _CENTER_SHIFT)
+    words = max(1, -(-len(polygons) // BITS))
+    centers = (np.arange(side) + 0.5) * CELL
+    base = _containing_polygons(edges, owner, centers + corner[0], centers + corner[1], words)
+    cells, edge_ids = _edges_by_cell(edges, corner, side)
+
+    center_x = corner[0] + centers[cells % side]
+    center_y = corner[1] + centers[cells // side]
+    ax, ay, bx, by = edges[edge_ids].T
+    left = (bx - ax) * (center_y - ay) - (by - ay) * (center_x - ax) > 0.0
+    start = np.zeros(side * side + 1, np.int32)
+    np.cumsum(np.bincount(cells, minlength=side * side), out=start[1:])
+    cell_edges = (2 * edge_ids + left).astype(np.int32)
+    return PolygonGrid(corner, side, base, start, cell_edges, edges, owner, len(polygons))
+
+
+def polygon_edges(polygons: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All ring edges (E, 4) x, y, x, y of shapely polygons relative to `origin`, and the polygon (E,) of each."""
+    parts, part_owner = shapely.get_parts(np.asarray(polygons, dtype=object), return_index=True)
+    rings, ring_part = shapely.get_rings(parts, return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    if not len(points):
+        return np.zeros((0, 4)), np.zeros(0, np.int32)
+    points = points - origin
+    same = ring[1:] == ring[:-1]
+    edges = np.concatenate([points[:-1], points[1:]], axis=1)[same]
+    return edges, part_owner[ring_part[ring[1:][same]]].astype(np.int32)
+
+
+def _containing_polygons(
+    edges: np.ndarray, owner: np.ndarray, xs: np.ndarray, ys: np.ndarray, words: int
+) -> np.ndarray:
+    """(W, len(ys) * len(xs)) int64: the polygons around each cell centre, by scan lines towards -x."""
+    low, high = np.minimum(edges[:, 1], edges[:, 3]), np.maximum(edges[:, 1], edges[:, 3])
+    first, last = np.searchsorted(ys, low), np.searchsorted(ys, high)  # half-open: low <= y < high
+    edge, row = _expand(first, last)
+    ax, ay, bx, by = edges[edge].T
+    column = np.searchsorted(xs, ax + (ys[row] - ay) * (bx - ax) / (by - ay), side="right")
+    inside = column < len(xs)
+    row, column, polygon = row[inside], column[inside], owner[edge[inside]]
+    toggles = np.zeros((words, len(ys), len(xs)), np.int64)
+    flat = ((polygon // BITS).astype(np.int64) * len(ys) + row) * len(xs) + column
+    np.bitwise_xor.at(toggles.reshape(-1), flat, np.int64(1) << (polygon % BITS).astype(np.int64))
+    return np.bitwise_xor.accumulate(toggles, axis=2).reshape(words, -1)
+
+
+def _edges_by_cell(edges: np.ndarray, corner: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (cell, edge), sorted by cell, of all edges that pass through or within a margin of a cell."""
+    x0, x1 = (edges[:, 0] - corner[0]) / CELL, (edges[:, 2] - corner[0]) / CELL
+    y0, y1 = (edges[:, 1] - corner[1]) / CELL, (edges[:, 3] - corner[1]) / CELL
+    low, high = np.minimum(y0, y1), np.maximum(y0, y1)
+    first = np.clip(np.floor(low - _MARGIN), 0, side).astype(np.int64)
+    last = np.clip(np.floor(high + _MARGIN) + 1, 0, side).astype(np.int64)
+    edge, row = _expand(first, last)
+
+    # The edge's x range within the row's band.
+    rise = y1 - y0
+    steep = np.abs(rise) > 1e-9
+    slope = np.divide(x1 - x0, rise, out=np.zeros_like(rise), where=steep)[edge]
+    steep = steep[edge]
+    from_y = np.clip(row - _MARGIN, low[edge], high[edge])
+    to_y = np.clip(row + 1 + _MARGIN, low[edge], high[edge])
+    at_from = np.where(steep, x0[edge] + (from_y - y0[edge]) * slope, x0[edge])
+    at_to = np.where(steep, x0[edge] + (to_y - y0[edge]) * slope, x1[edge])
+    first = np.clip(np.floor(np.minimum(at_from, at_to) - _MARGIN), 0, side).astype(np.int64)
+    last = np.clip(np.floor(np.maximum(at_from, at_to) + _MARGIN) + 1, 0, side).astype(np.int64)
+    pair, column = _expand(first, last)
+
+    cells, edge_ids = row[pair] * side + column, edge[pair]
+    order = np.argsort(cells, kind="stable")
+    return cells[order], edge_ids[order]
+
+
+def _expand(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integer ranges [first, last) as flat pairs (index of the range, member)."""
+    count = np.maximum(last - first, 0)
+    index = np.repeat(np.arange(len(count)), count)
+    member = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count) + first[index]
+    return index, member
+
+
+@dataclass(frozen=True)
+class PolygonBatch:
+    """Grids of S scenes as tensors on one device; cells and edges of all scenes lie behind one another."""
+
+    corner: Tensor  # (S, 2) float64
+    side: Tensor  # (S,) int64
+    cell_offset: Tensor  # (S,) int64
+    base: Tensor  # (W, cells) int64
+    cell_start: Tensor  # (cells + S,) int64, S separate runs
+    cell_edges: Tensor  # (I,) int64
+    edges: Tensor  # (4, E) float64
+    edge_word: Tensor  # (E,) int64
+    edge_bit: Tensor  # (E,) int64
+    edge_offset: tuple[int, ...]  # (S + 1,)
+
+    @staticmethod
+    def of(grids: list[PolygonGrid], device: torch.device | str = "cpu") -> PolygonBatch:
+        words = max(len(grid.base) for grid in grids)
+        base = [np.pad(grid.base, ((0, words - len(grid.base)), (0, 0))) for grid in grids]
+        edge_offset = np.cumsum([0] + [len(grid.edges) for grid in grids])
+        entry_offset = np.cumsum([0] + [len(grid.cell_edges) for grid in grids])
+        cell_offset = np.cumsum([0] + [grid.side**2 for grid in grids])[:-1]
+        starts = [grid.cell_start + entry for grid, entry in zip(grids, entry_offset, strict=False)]
+        entries = [grid.cell_edges + 2 * edge for grid, edge in zip(grids, edge_offset, strict=False)]
+        polygon = np.concatenate([grid.edge_polygon for grid in grids])
+
+        def tensor(array: np.ndarray, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
+
+        return PolygonBatch(
+            corner=tensor(np.stack([grid.corner for grid in grids]), torch.float64),
+            side=tensor(np.array([grid.side for grid in grids])),
+            cell_offset=tensor(cell_offset),
+            base=tensor(np.concatenate(base, axis=1)),
+            cell_start=tensor(np.concatenate(starts)),
+            cell_edges=tensor(np.concatenate(entries)),
+            edges=tensor(np.concatenate([grid.edges for grid in grids]).T, torch.float64),
+            edge_word=tensor(polygon // BITS),
+            edge_bit=tensor(np.int64(1) << (polygon % BITS).astype(np.int64)),
+            edge_offset=tuple(int(offset) for offset in edge_offset),
+        )
+
+    def locate(self, scene: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Polygons that strictly contain each point.
+
+        x, y: (...) points relative to the origin of their scene;  scene: its index, broadcastable to (...)
+        Returns words (W, ...) int64.
+        """
+        lower, side = self.corner[scene], self.side[scene]
+        column = torch.floor((x - lower[..., 0]) / CELL)
+        row = torch.floor((y - lower[..., 1]) / CELL)
+        known = (column >= 0) & (column < side) & (row >= 0) & (row < side)
+        cell = torch.where(known, row * side + column, 0).to(torch.int64) + self.cell_offset[scene]
+        words = self.base[:, cell.reshape(-1)]
+
+        entry = (cell + scene).reshape(-1)
+        start = self.cell_start[entry]
+        count = torch.where(known.reshape(-1), self.cell_start[entry + 1] - start, 0)
+        center_x = (lower[..., 0] + (column + 0.5) * CELL).reshape(-1)
+        center_y = (lower[..., 1] + (row + 0.5) * CELL).reshape(-1)
+        self._cross_edges(words, x.reshape(-1), y.reshape(-1), center_x, center_y, start, count)
+        if not bool(known.all()):
+            self._locate_beyond(
+                words, scene.expand(x.shape).reshape(-1), x.reshape(-1), y.reshape(-1), ~known.reshape(-1)
+            )
+        return words.reshape(len(words), *x.shape)
+
+    def _cross_edges(self, words, x, y, center_x, center_y, start, count) -> None:
+        """Toggle, in place, the polygons whose edges lie between the cell's centre and the point."""
+        boundary = torch.zeros_like(words)
+        active = torch.nonzero(count).squeeze(1)
+        slot = 0
+        px, py, cx, cy = x[active], y[active], center_x[active], center_y[active]
+        start, count = start[active], count[active]
+        while len(active):
+            entry = self.cell_edges[start + slot]
+            edge, center_left = entry >> 1, (entry & 1).to(torch.bool)
+            ax, ay, bx, by = self.edges[:, edge]
+            dx, dy = px - cx, py - cy
+            straddles = (dx * (ay - cy) - dy * (ax - cx) > 0.0) != (dx * (by - cy) - dy * (bx - cx) > 0.0)
+            side = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
+            crosses = straddles & ((side > 0.0) != center_left)
+            flat = (self.edge_word[edge], active)
+            bit = self.edge_bit[edge]
+            words[flat] = words[flat] ^ torch.where(crosses, bit, 0)
+
+            touches = (side == 0.0) & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0)
+            if bool(touches.any()):
+                boundary[flat] = boundary[flat] | torch.where(touches, bit, 0)
+            slot += 1
+            left = torch.nonzero(count > slot).squeeze(1)
+            active, start, count = active[left], start[left], count[left]
+            px, py, cx, cy = px[left], py[left], cx[left], cy[left]
+        words &= ~boundary
+
+    def _locate_beyond(self, words: Tensor, scene: Tensor, x: Tensor, y: Tensor, beyond: Tensor) -> None:
+        """Fill in, in place, the points (M,) that lie beyond the grid of their scene, by testing all of its edges."""
+        words[:, beyond] = 0
+        for index in torch.unique(scene[beyond]).tolist():
+            first, last = self.edge_offset[index], self.edge_offset[index + 1]
+            if first == last:
+                continue
+            ax, ay, bx, by = self.edges[:, first:last]
+            near = beyond & (scene == index)
+            near &= (x >= torch.minimum(ax, bx).min()) & (x <= torch.maximum(ax, bx).max())
+            near &= (y >= torch.minimum(ay, by).min()) & (y <= torch.maximum(ay, by).max())
+            for part in torch.nonzero(near).squeeze(1).split(max(1, _SLOW_CHUNK // (last - first))):
+                words[:, part] = self._locate_slowly(x[part, None], y[part, None], first, last)
+
+    def _locate_slowly(self, px: Tensor, py: Tensor, first: int, last: int) -> Tensor:
+        """Points (Q, 1) against edges [first, last): words (W, Q)."""
+        ax, ay, bx, by = self.edges[:, first:last]
+        side = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
+        crosses = ((ay > py) != (by > py)) & ((side > 0.0) == (by > ay))
+        touches = (side == 0.0) & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0)
+        # Edges are grouped by polygon: running counts at the ends of the groups tell each group's own count.
+        word, bit = self.edge_word[first:last], self.edge_bit[first:last]
+        ends = torch.nonzero((bit[1:] != bit[:-1]) | (word[1:] != word[:-1])).squeeze(1)
+        ends = torch.cat([ends, ends.new_full((1,), last - first - 1)])
+        zero = torch.zeros(len(px), 1, dtype=torch.int64, device=px.device)
+        crossings, contacts = (
+            torch.diff(flags.cumsum(dim=1)[:, ends], prepend=zero, dim=1) for flags in (crosses, touches)
+        )
+        inside = torch.where((crossings % 2 == 1) & (contacts == 0), bit[ends], 0)
+        words = torch.zeros(len(px), len(self.base), dtype=torch.int64, device=px.device)
+        return words.index_add_(1, word[ends], inside).T
+
+
+def contains_any(words: Tensor, mask: Tensor) -> Tensor:
+    """Whether any polygon of `mask` contains the point: words (W, ...), mask (W, ...) broadcastable → (...) bool."""
+    return ((words & mask) != 0).any(dim=0)
