@@ -131,7 +131,7 @@ def match_agents(logits: Tensor, boxes: Tensor, states: Tensor, labels: Tensor, 
 
 
 def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (B, C, H, W) and labels (B, kH, kW); a coarser map is held against every k-th label."""
+    """Mean cross entropy of logits (B, C, H, W) and labels (B, kH, kW), of which every k-th is read."""
     rows, columns = labels.shape[-2] // logits.shape[-2], labels.shape[-1] // logits.shape[-1]
     if (logits.shape[-2] * rows, logits.shape[-1] * columns) != tuple(labels.shape[-2:]):
         raise UserError(

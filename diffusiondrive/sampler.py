@@ -111,7 +111,7 @@ def sample(
     kernel: Kernel,
     complete: bool = False,
 ) -> Chain:
-    """Run the schedule from `start` (B, M, T, 2). `complete`: also the update after the last pass, which no plan needs."""
+    """Run the schedule from `start` (B, M, T, 2). `complete`: also the last update, which no plan needs."""
     samples, passes = [start], []
     for number, (label, next_label) in enumerate(zip(schedule.labels, schedule.next_labels, strict=True), 1):
         # Made on the device: a copy from the host would synchronise.
