@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from navsim_eval.dataset import sensor_files
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.sensors import read_image, read_point_cloud
 from navsim_eval.scene import Frame, Scene
@@ -92,15 +93,16 @@ def build_features(scene: Scene, config: FeatureConfig | None = None) -> dict[st
 
 def compact_features(scene: Scene, config: FeatureConfig) -> dict[str, np.ndarray]:
     """The same in the compact form: camera (3, H, W) uint8, LiDAR counts (1, N, N) uint8, status (8,) float32."""
-    frame = scene.current
-    left, front, right = (read_image(_camera_file(scene, name)) for name in CAMERAS)
-    shapes = {image.shape for image in (left, front, right)}
-    if len(shapes) > 1:
-        raise DataError(_camera_file(scene, CAMERAS[0]), f"cameras differ in size: {sorted(shapes)}", field="cams")
+    *camera_files, sweep_file = sensor_files(scene, CAMERAS, lidar=True)
+    images = [read_image(path) for path in camera_files]
+    for path, image in zip(camera_files, images, strict=True):
+        if image.shape != images[0].shape:
+            problem = f"an image of {image.shape[:2]} px beside one of {images[0].shape[:2]} px of the same frame"
+            raise DataError(path, problem, remedy="the three front cameras must have one resolution")
     return {
-        "camera_feature": camera_feature(left, front, right, config),
-        "lidar_feature": lidar_feature(read_point_cloud(_lidar_file(scene)), config),
-        "status_feature": status_feature(frame),
+        "camera_feature": camera_feature(*images, config),
+        "lidar_feature": lidar_feature(read_point_cloud(sweep_file), config),
+        "status_feature": status_feature(scene.current),
     }
 
 
@@ -161,22 +163,3 @@ def _bin_index(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     index -= values < edges[index]
     index += (values >= edges[index + 1]) & (index < last)
     return index
-
-
-def _camera_file(scene: Scene, name: str):
-    camera = scene.current.cameras.get(name)
-    if camera is None:
-        raise DataError(f"log {scene.log_name}, frame {scene.token}", "the camera is not listed", field=f"cams.{name}")
-    return _sensor_root(scene) / camera.path
-
-
-def _lidar_file(scene: Scene):
-    if scene.current.lidar_path is None:
-        raise DataError(f"log {scene.log_name}, frame {scene.token}", "no point cloud is listed", field="lidar_path")
-    return _sensor_root(scene) / scene.current.lidar_path
-
-
-def _sensor_root(scene: Scene):
-    if scene.sensor_root is None:
-        raise DataError(f"scene {scene.token}", "was loaded without sensors", remedy="give it a sensor_root")
-    return scene.sensor_root
