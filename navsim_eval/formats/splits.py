@@ -166,13 +166,18 @@ def read_scene_filter(path: Path | str) -> SceneFilter:
             remedy = f"known keys: {', '.join(types)}"
             raise DataError(path, "unknown key", field=key, remedy=remedy)
         values[key] = _typed(value, types[key], key, path)
-    return SceneFilter(**values)
+    try:
+        return SceneFilter(**values)
+    except UserError as error:
+        raise DataError(path, str(error)) from error
 
 
 def write_scene_filter(path: Path | str, scene_filter: SceneFilter) -> Path:
-    """Write a filter as NAVSIM reads it, tokens and log names quoted. Returns the path."""
+    """Write a filter as NAVSIM reads it, tokens and log names quoted, `all_mapping` left out. Returns the path."""
     lines = ["_target_: navsim.common.dataclasses.SceneFilter", "_convert_: 'all'"]
     for item in fields(scene_filter):
+        if item.name == "all_mapping":
+            continue
         value = getattr(scene_filter, item.name)
         if isinstance(value, tuple):
             lines += [f"{item.name}:" if value else f"{item.name}: []", *(f"  - '{entry}'" for entry in value)]
