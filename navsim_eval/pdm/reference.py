@@ -17,6 +17,8 @@ from navsim_eval.pdm.proposals import ProposalDriver, Proposals
 from navsim_eval.pdm.types import MetricCache, StateIndex
 from navsim_eval.scoring import SubScores, prepare, score_batch
 
+SCORE_RESOLUTION = 1e-10  # float64 resolves UTM northings to 1e-9 m; a share of progress below that is rounding
+
 
 @dataclass(frozen=True)
 class ReferencePlan:
@@ -56,5 +58,10 @@ def plan_reference(scene: MetricCache, speed_limit: float | None, forecast: Fore
     )
     ignored = forecast.observation.tokens[forecast.ignored].tolist()
     scores = score_batch(prepare(imagined), states, ignored_tokens=ignored)
-    index = int(np.argmax(scores.columns["score"].numpy()))  # the first of equals
+    index = first_best(scores.columns["score"].numpy())
     return ReferencePlan(driver.extend(proposals, index), index, proposals, scores)
+
+
+def first_best(scores: np.ndarray) -> int:
+    """Index of the first of the highest scores (P,), equal up to rounding: the same on every machine."""
+    return int(np.argmax(scores >= scores.max() - SCORE_RESOLUTION))
