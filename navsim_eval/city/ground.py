@@ -1,0 +1,375 @@
+"""The ground as a picture: asphalt, lane markings, crosswalks, stop lines, sidewalks and grass, painted from the map.
+
+The plane is cut into square tiles at five resolutions, each painted when first needed and kept for a while. A tile
+follows from the map and the seed alone, so the order in which tiles are asked for cannot change a pixel.
+
+Coordinates: global (UTM) metres. Texel (row, column) of a tile covers [x0 + column·r, +r] × [y0 + row·r, +r].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import shapely
+
+from navsim_eval.city.textures import noise
+from navsim_eval.formats.maps import RoadMap
+
+TILE = 1024  # texels per side of a tile and of a window
+TEXEL_M = 0.04  # of level 0; each level doubles it
+LEVELS = 5
+CURB_HEIGHT_M = 0.13
+CURB_COLOR = np.array([158, 156, 150], np.uint8)
+
+GRASS, WALKWAY, CURB, ASPHALT, CARPARK = range(5)
+_PALETTE = np.array(
+    [[96, 113, 64], [166, 162, 154], [184, 181, 173], [86, 87, 90], [98, 98, 98]], np.uint8
+)
+_WHITE = np.array([226, 226, 220], np.float32)
+_YELLOW = np.array([222, 178, 52], np.float32)
+_ROAD_LAYERS = (
+    "lane_groups_polygons", "lanes_polygons", "intersections", "gen_lane_connectors_scaled_width_polygons",
+    "lane_group_connectors", "generic_drivable_areas",
+)  # fmt: skip
+_DASHED, _SOLID = 0, 2
+_DASH_M, _GAP_M = 3.0, 4.5
+_LINE_M, _CENTER_LINE_M, _STOP_LINE_M = 0.15, 0.40, 0.40
+_SHIFT = 4  # fractional bits of OpenCV's vertices
+_MAX_TILES = 40
+
+ShadowSource = Callable[[float, float, float, float], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square piece of ground of TILE × TILE texels.
+
+    pixels: (TILE, TILE, 4) uint8 R, G, B and 255 where the ground is a raised sidewalk
+    origin: (2,) float64 global position of the corner of texel (0, 0);  texel: side of a texel [m]
+    """
+
+    pixels: np.ndarray
+    origin: np.ndarray
+    texel: float
+
+
+class GroundPainter:
+    """Paints and keeps ground tiles of one map.
+
+    shadows: called with a square (x0, y0, x1, y1), gives polygons (K, 2) of static shadows that may fall into it
+    """
+
+    def __init__(self, road_map: RoadMap, seed: int = 0, shadows: ShadowSource | None = None):
+        self._map = road_map
+        self._seed = seed
+        self._shadows = shadows
+        self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self._lines: dict[int, list[np.ndarray]] = {}
+
+    def window(self, level: int, x: float, y: float) -> Window:
+        """A fresh copy of the ground around (x, y), which is at most half a texel from the window's centre."""
+        texel = TEXEL_M * 2**level
+        column, row = round(x / texel) - TILE // 2, round(y / texel) - TILE // 2
+        pixels = np.empty((TILE, TILE, 4), np.uint8)
+        tile_x, tile_y = column // TILE, row // TILE
+        dx, dy = column - tile_x * TILE, row - tile_y * TILE
+        for iy, rows_out, rows_in in _halves(dy):
+            for ix, columns_out, columns_in in _halves(dx):
+                if rows_out.start != rows_out.stop and columns_out.start != columns_out.stop:
+                    tile = self._tile(level, tile_x + ix, tile_y + iy)
+                    pixels[rows_out, columns_out] = tile[rows_in, columns_in]
+        return Window(pixels, np.array([column * texel, row * texel]), texel)
+
+    def _tile(self, level: int, ix: int, iy: int) -> np.ndarray:
+        key = (level, ix, iy)
+        if key in self._tiles:
+            self._tiles.move_to_end(key)
+            return self._tiles[key]
+        tile = self._paint(level, ix, iy)
+        self._tiles[key] = tile
+        if len(self._tiles) > _MAX_TILES:
+            self._tiles.popitem(last=False)
+        return tile
+
+    def _paint(self, level: int, ix: int, iy: int) -> np.ndarray:
+        """(TILE, TILE, 4) uint8 picture of one tile; fine lines of coarse tiles are thinned by coverage."""
+        texel = TEXEL_M * 2**level
+        side = TILE * texel
+        canvas = _Canvas(ix * side, iy * side, side, TILE if level == 0 else 2 * TILE)
+        surface = self._surface(canvas)
+        colors = _shade(surface, level, self._seed)
+        white, yellow = self._markings(canvas)
+        _blend(colors, white, _WHITE)
+        _blend(colors, yellow, _YELLOW)
+        raised = np.where((surface == WALKWAY) | (surface == CURB), np.uint8(255), np.uint8(0))
+        image = np.dstack([colors, raised])
+        if canvas.size != TILE:
+            image = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_AREA)
+        if self._shadows is not None:
+            self._cast_shadows(image, canvas)
+        return image
+
+    def _surface(self, canvas: _Canvas) -> np.ndarray:
+        surface = np.full((canvas.size, canvas.size), GRASS, np.uint8)
+        walkways = list(self._polygons("walkways", canvas))
+        for polygon in walkways:
+            canvas.fill(surface, polygon, WALKWAY)
+        for polygon in walkways:
+            canvas.outline(surface, polygon, CURB, 0.18)
+        for polygon in self._polygons("carpark_areas", canvas):
+            canvas.fill(surface, polygon, CARPARK)
+        for layer in _ROAD_LAYERS:
+            for polygon in self._polygons(layer, canvas):
+                canvas.fill(surface, polygon, ASPHALT)
+        return surface
+
+    def _markings(self, canvas: _Canvas) -> tuple[np.ndarray, np.ndarray]:
+        """Coverage (size, size) uint8 of white and of yellow paint."""
+        white = np.zeros((canvas.size, canvas.size), np.uint8)
+        yellow = np.zeros_like(white)
+        boundaries = self._map.layer("boundaries")
+        if len(boundaries):
+            kinds = boundaries.columns["boundary_type_fid"]
+            for row in canvas.rows(boundaries):
+                if kinds[row] not in (_DASHED, _SOLID):
+                    continue
+                if row in self._centers:
+                    canvas.line(yellow, shapely.get_coordinates(boundaries.geometries[row]), _CENTER_LINE_M)
+                    canvas.gap(yellow, shapely.get_coordinates(boundaries.geometries[row]), 0.14)
+                else:
+                    for points in self._strokes(row, int(kinds[row])):
+                        canvas.line(white, points, _LINE_M)
+        for polygon in self._polygons("crosswalks", canvas):
+            self._zebra(white, canvas, polygon)
+        for line in self.stop_lines:
+            canvas.line(white, line, _STOP_LINE_M)
+        return white, yellow
+
+    def _strokes(self, row: int, kind: int) -> list[np.ndarray]:
+        """The painted pieces (K, 2) of a boundary."""
+        if row not in self._lines:
+            points = shapely.get_coordinates(self._map.layer("boundaries").geometries[row])
+            self._lines[row] = [points] if kind == _SOLID else _dashes(points)
+        return self._lines[row]
+
+    def _zebra(self, white: np.ndarray, canvas: _Canvas, polygon: shapely.Geometry) -> None:
+        """Bars along the direction of traffic, half a metre wide, one a metre."""
+        heading = self._traffic_heading(polygon.centroid)
+        rectangle = shapely.get_coordinates(shapely.oriented_envelope(polygon))[:4]
+        edges = [rectangle[1] - rectangle[0], rectangle[3] - rectangle[0]]
+        lengths = [float(np.linalg.norm(edge)) for edge in edges]
+        if min(lengths) < 0.2:
+            return
+        direction = np.array([np.cos(heading), np.sin(heading)])
+        bar = int(abs(edges[1] @ direction) / lengths[1] > abs(edges[0] @ direction) / lengths[0])
+        across = edges[1 - bar] / lengths[1 - bar]
+        starts = np.arange(0.3, lengths[1 - bar] - 0.3, 1.0)
+        mask = np.zeros_like(white)
+        for start in starts:
+            stop = min(start + 0.5, lengths[1 - bar] - 0.1)
+            low, high = rectangle[0] + across * start, rectangle[0] + across * stop
+            canvas.fill_ring(mask, np.stack([low, high, high + edges[bar], low + edges[bar]]), 255)
+        inside = np.zeros_like(white)
+        canvas.fill(inside, polygon, 255)
+        np.maximum(white, mask & inside, out=white)
+
+    def _traffic_heading(self, point: shapely.Point) -> float:
+        baselines = self._map.layer("baseline_paths")
+        if not len(baselines):
+            return 0.0
+        points = shapely.get_coordinates(baselines.geometries[baselines.tree.nearest(point)])
+        nearest = int(np.argmin(np.hypot(*(points[:-1] - [point.x, point.y]).T)))
+        return float(np.arctan2(*(points[nearest + 1] - points[nearest])[::-1]))
+
+    def _cast_shadows(self, image: np.ndarray, canvas: _Canvas) -> None:
+        mask = np.zeros((TILE, TILE), np.uint8)
+        small = _Canvas(canvas.x0, canvas.y0, canvas.side, TILE)
+        for ring in self._shadows(*canvas.bounds):
+            small.fill_ring(mask, ring, 255)
+        if mask.any():
+            image[..., :3] = cv2.multiply(
+                image[..., :3], cv2.cvtColor(255 - (mask >> 2) - (mask >> 3), cv2.COLOR_GRAY2RGB), scale=1.0 / 255.0
+            )
+
+    def _polygons(self, layer_name: str, canvas: _Canvas) -> Iterable[shapely.Geometry]:
+        layer = self._map.layer(layer_name)
+        if len(layer):
+            yield from layer.geometries[canvas.rows(layer)]
+
+    @functools.cached_property
+    def _centers(self) -> frozenset[int]:
+        """Rows of boundaries that have traffic in opposite directions on their two sides."""
+        boundaries = self._map.layer("boundaries")
+        lanes = self._map.layer("lanes_polygons")
+        if not len(boundaries) or not len(lanes):
+            return frozenset()
+        lines = boundaries.geometries
+        length = shapely.length(lines)
+        middle = shapely.get_coordinates(shapely.line_interpolate_point(lines, length / 2.0))
+        ahead = shapely.get_coordinates(shapely.line_interpolate_point(lines, length / 2.0 + 0.5))
+        direction = ahead - middle
+        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
+        normal = np.stack([-direction[:, 1], direction[:, 0]], axis=1)
+        headings = []
+        for side in (1.0, -1.0):
+            probe = shapely.points(middle + side * 1.3 * normal)
+            found = np.full(len(lines), -1)
+            where, lane = lanes.tree.query(probe, predicate="intersects")
+            found[where[::-1]] = lane[::-1]
+            headings.append(self._lane_directions(found, middle))
+        facing = np.einsum("ij,ij->i", *headings)
+        return frozenset(np.flatnonzero((facing < -0.5) & (length > 0.5)).tolist())
+
+    def _lane_directions(self, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """(N, 2) driving direction of lane `rows` (N,) near `points` (N, 2); zero where row is -1."""
+        lanes = self._map.layer("lanes_polygons")
+        result = np.zeros((len(rows), 2))
+        for i in np.flatnonzero(rows >= 0):
+            path = self._map.baseline(str(lanes.ids[rows[i]]))
+            nearest = int(np.argmin(np.hypot(*(path[:-1] - points[i]).T)))
+            step = path[nearest + 1] - path[nearest]
+            result[i] = step / max(float(np.linalg.norm(step)), 1e-9)
+        return result
+
+    @functools.cached_property
+    def stop_lines(self) -> list[np.ndarray]:
+        """(2, 2) end points of a line across each lane that ends at a signal or a stop polygon."""
+        lanes, connectors = self._map.layer("lanes_polygons"), self._map.layer("lane_connectors")
+        stopping = {
+            lane
+            for lane, lines in zip(connectors.keys("exit_lane_fid"), _stop_texts(connectors), strict=True)
+            if lines
+        }
+        stops = self._map.layer("stop_polygons")
+        lines = []
+        for row, lane in enumerate(lanes.ids.tolist()):
+            path = self._map.baseline(lane)
+            end, direction = path[-1], path[-1] - path[-2]
+            near = len(stops) > 0 and len(stops.tree.query(shapely.Point(end).buffer(2.0), predicate="intersects")) > 0
+            if lane not in stopping and not near:
+                continue
+            direction = direction / max(float(np.linalg.norm(direction)), 1e-9)
+            foot, normal = end - 0.35 * direction, np.array([-direction[1], direction[0]])
+            across = shapely.LineString([foot + 4.0 * normal, foot - 4.0 * normal])
+            cut = shapely.get_coordinates(shapely.intersection(across, lanes.geometries[row]))
+            if len(cut) >= 2:
+                lines.append(cut[[0, -1]])
+        return lines
+
+
+def _stop_texts(connectors) -> list[str]:
+    column = connectors.columns.get("traffic_light_stop_line_fids")
+    if column is None:
+        return [""] * len(connectors)
+    return ["" if text is None else str(text).strip() for text in column]
+
+
+class _Canvas:
+    """Draws global geometry into arrays of `size` × `size` texels that cover a square."""
+
+    def __init__(self, x0: float, y0: float, side: float, size: int):
+        self.x0, self.y0, self.side, self.size = x0, y0, side, size
+        self.texel = side / size
+        self.bounds = (x0, y0, x0 + side, y0 + side)
+
+    def rows(self, layer) -> list[int]:
+        """Rows of a layer that may touch the square, ascending."""
+        margin = 1.0
+        square = shapely.box(self.x0 - margin, self.y0 - margin, self.bounds[2] + margin, self.bounds[3] + margin)
+        return sorted(layer.tree.query(square).tolist())
+
+    def vertices(self, points: np.ndarray) -> np.ndarray:
+        """(K, 2) fixed-point texel coordinates."""
+        scaled = (np.asarray(points)[:, :2] - [self.x0, self.y0]) / self.texel - 0.5
+        return np.round(np.clip(scaled, -200000, 200000) * (1 << _SHIFT)).astype(np.int32)
+
+    def fill(self, target: np.ndarray, polygon: shapely.Geometry, value: int) -> None:
+        """Fill polygons, their holes left open."""
+        for part in shapely.get_parts(polygon):
+            rings = [self.vertices(shapely.get_coordinates(ring)) for ring in shapely.get_rings(part)]
+            if rings:
+                cv2.fillPoly(target, rings, value, cv2.LINE_8, _SHIFT)
+
+    def fill_ring(self, target: np.ndarray, ring: np.ndarray, value: int) -> None:
+        cv2.fillPoly(target, [self.vertices(ring)], value, cv2.LINE_8, _SHIFT)
+
+    def outline(self, target: np.ndarray, polygon: shapely.Geometry, value: int, width: float) -> None:
+        """Stroke the rings of polygons where a texel is not much coarser than the stroke."""
+        if width < 0.5 * self.texel:
+            return
+        for part in shapely.get_parts(polygon):
+            for ring in shapely.get_rings(part):
+                points = self.vertices(shapely.get_coordinates(ring))
+                cv2.polylines(target, [points], True, value, max(1, round(width / self.texel)), cv2.LINE_8, _SHIFT)
+
+    def line(self, target: np.ndarray, points: np.ndarray, width: float) -> None:
+        """A painted line; thinner than a texel it gets fainter instead."""
+        texels = width / self.texel
+        value = int(round(255 * min(1.0, texels)))
+        layer = [self.vertices(points)]
+        cv2.polylines(target, layer, False, value, max(1, round(texels)), cv2.LINE_AA, _SHIFT)
+
+    def gap(self, target: np.ndarray, points: np.ndarray, width: float) -> None:
+        """Leave the middle of a line free, making it a double line."""
+        texels = width / self.texel
+        if texels >= 1.0:
+            cv2.polylines(target, [self.vertices(points)], False, 0, round(texels), cv2.LINE_AA, _SHIFT)
+
+
+def _halves(offset: int) -> tuple[tuple[int, slice, slice], tuple[int, slice, slice]]:
+    """How a window that starts `offset` texels into tile 0 is put together: (tile, window slice, tile slice) twice."""
+    return (
+        (0, slice(0, TILE - offset), slice(offset, TILE)),
+        (1, slice(TILE - offset, TILE), slice(0, offset)),
+    )
+
+
+def _dashes(points: np.ndarray) -> list[np.ndarray]:
+    """Pieces of _DASH_M metres with gaps of _GAP_M along a polyline (K, 2)."""
+    steps = np.hypot(*np.diff(points, axis=0).T)
+    station = np.concatenate([[0.0], np.cumsum(steps)])
+    pieces = []
+    for start in np.arange(_GAP_M / 2.0, station[-1], _DASH_M + _GAP_M):
+        stop = min(start + _DASH_M, station[-1])
+        inner = station[(station > start) & (station < stop)]
+        at = np.concatenate([[start], inner, [stop]])
+        pieces.append(np.stack([np.interp(at, station, points[:, k]) for k in (0, 1)], axis=1))
+    return pieces
+
+
+@functools.lru_cache(maxsize=8)
+def _grain(level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness factors · 128 (size, size) uint8 of hard ground and of grass for the canvas of a level."""
+    hard = 1.0 + 0.045 * noise(TILE, 0.15, seed + 1) + 0.035 * noise(TILE, 2.2, seed + 2)
+    grass = 1.0 + 0.10 * noise(TILE, 0.8, seed + 3) + 0.07 * noise(TILE, 2.2, seed + 4)
+    result = []
+    for field in (hard, grass):
+        small = TILE >> level
+        if level:
+            field = cv2.resize(field, (small, small), interpolation=cv2.INTER_AREA)
+            field = np.tile(field, (1 << level, 1 << level))
+            field = cv2.resize(field, (2 * TILE, 2 * TILE), interpolation=cv2.INTER_LINEAR)
+        result.append(np.clip(np.round(field * 128), 0, 255).astype(np.uint8))
+    return result[0], result[1]
+
+
+def _shade(surface: np.ndarray, level: int, seed: int) -> np.ndarray:
+    """(n, n, 3) uint8 colours of the surface classes with their grain."""
+    hard, grass = _grain(level, seed)
+    factor = np.where(surface == GRASS, grass, hard)
+    return cv2.multiply(_PALETTE[surface], cv2.cvtColor(factor, cv2.COLOR_GRAY2RGB), scale=1.0 / 128.0)
+
+
+def _blend(colors: np.ndarray, coverage: np.ndarray, paint: np.ndarray) -> None:
+    """Paint over `colors` in place where coverage (0 to 255) is not zero; worn by the grain that is there."""
+    where = np.flatnonzero(coverage)
+    if not len(where):
+        return
+    flat = colors.reshape(-1, 3)
+    weight = coverage.reshape(-1)[where].astype(np.float32)[:, None] * np.float32(0.92 / 255.0)
+    flat[where] = (flat[where] * (1.0 - weight) + paint * weight).astype(np.uint8)

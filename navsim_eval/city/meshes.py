@@ -1,0 +1,560 @@
+"""Shapes of the city as coloured triangles: buildings, trees, posts, and the things that annotations describe.
+
+Objects of the traffic are templates in a unit box (x, y from -½ to ½, z from 0 to 1, front at +x) that are stretched
+to the annotation's length, width and height, so that they fill the box exactly. A face's colour is a role (paint,
+glass, tail lamp …) that is looked up per object.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+FLAT = -1.0  # `Mesh.wall` style of faces without a picture
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles with a colour each.
+
+    vertices: (V, 3) float32 [m];  faces: (F, 3) int32, counter-clockwise seen from outside
+    color:    (F, 3) float32 albedo, RGB 0 to 255
+    glow:     (F,) bool, lamps that shine by themselves
+    wall:     (F, 4) float32 direction along the wall (x, y), offset along it [m] and facade style; style FLAT: none
+    group:    (F,) int32, equal for faces of one object that lie in one plane
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    color: np.ndarray
+    glow: np.ndarray
+    wall: np.ndarray
+    group: np.ndarray
+
+    @property
+    def normals(self) -> np.ndarray:
+        """(F, 3) float32 outward unit normals."""
+        a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
+        normal = np.cross(b - a, c - a)
+        return (normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+
+
+def flat_mesh(vertices: np.ndarray, faces: np.ndarray, color: np.ndarray, group: np.ndarray | None = None) -> Mesh:
+    """A mesh without pictures or lamps. color: (3,) or (F, 3)."""
+    count = len(faces)
+    return Mesh(
+        np.asarray(vertices, np.float32),
+        np.asarray(faces, np.int32),
+        np.broadcast_to(np.asarray(color, np.float32), (count, 3)).copy(),
+        np.zeros(count, bool),
+        np.tile(np.array([1.0, 0.0, 0.0, FLAT], np.float32), (count, 1)),
+        np.arange(count, dtype=np.int32) if group is None else np.asarray(group, np.int32),
+    )
+
+
+def merge(meshes: Sequence[Mesh]) -> Mesh:
+    """One mesh of many; groups stay apart."""
+    if not meshes:
+        return flat_mesh(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(3))
+    vertex_start = np.cumsum([0] + [len(m.vertices) for m in meshes])
+    group_start = np.cumsum([0] + [int(m.group.max()) + 1 if len(m.group) else 0 for m in meshes])
+    columns = {f.name: np.concatenate([getattr(m, f.name) for m in meshes]) for f in fields(Mesh)}
+    counts = [len(m.faces) for m in meshes]
+    columns["faces"] = columns["faces"] + np.repeat(vertex_start[:-1], counts).astype(np.int32)[:, None]
+    columns["group"] = columns["group"] + np.repeat(group_start[:-1], counts).astype(np.int32)
+    return Mesh(**columns)
+
+
+def transform(mesh: Mesh, xy: np.ndarray, heading: float = 0.0, z: float = 0.0, scale: float = 1.0) -> Mesh:
+    """The mesh scaled, turned about z and moved."""
+    c, s = np.cos(heading), np.sin(heading)
+    rotation = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+    vertices = (mesh.vertices * scale) @ rotation.T + np.array([xy[0], xy[1], z])
+    values = {f.name: getattr(mesh, f.name) for f in fields(Mesh)}
+    return Mesh(**(values | {"vertices": vertices.astype(np.float32)}))
+
+
+# --- solids that everything is made of: vertices, faces and plane groups ---
+
+_BOX_CORNERS = np.array([[x, y, z] for z in (0, 1) for y in (0, 1) for x in (0, 1)], np.float64)
+_BOX_QUADS = np.array([[0, 4, 6, 2], [1, 3, 7, 5], [0, 1, 5, 4], [2, 6, 7, 3], [4, 5, 7, 6], [0, 2, 3, 1]])
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def quads(vertices: np.ndarray, corners: np.ndarray) -> Part:
+    """Planar quadrilaterals (Q, 4) as triangle pairs."""
+    corners = np.asarray(corners)
+    faces = np.stack([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]], axis=1).reshape(-1, 3)
+    return np.asarray(vertices, np.float64), faces, np.repeat(np.arange(len(corners)), 2)
+
+
+def box(low: Sequence[float], high: Sequence[float]) -> Part:
+    """Axis-aligned box."""
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    return quads(low + _BOX_CORNERS * (high - low), _BOX_QUADS)
+
+
+def frustum(low: Sequence[float], high: Sequence[float], top: Sequence[float]) -> Part:
+    """Box `low` … `high` whose roof is the rectangle `top` = (x0, x1, y0, y1)."""
+    vertices, faces, group = box(low, high)
+    x0, x1, y0, y1 = top
+    vertices[4:, 0] = np.where(_BOX_CORNERS[4:, 0] > 0, x1, x0)
+    vertices[4:, 1] = np.where(_BOX_CORNERS[4:, 1] > 0, y1, y0)
+    return vertices, faces, group
+
+
+def prism(outline: np.ndarray, z0: float, z1: float, taper: float = 1.0) -> Part:
+    """Upright prism over a convex counter-clockwise outline (K, 2), its top scaled by `taper` about the centroid."""
+    k = len(outline)
+    top = outline.mean(0) + (outline - outline.mean(0)) * taper
+    vertices = np.concatenate([np.c_[outline, np.full(k, z0)], np.c_[top, np.full(k, z1)]])
+    ring = np.arange(k)
+    sides = np.stack([ring, (ring + 1) % k, (ring + 1) % k + k, ring + k], axis=1)
+    _, faces, group = quads(vertices, sides)
+    fan = np.stack([np.full(k - 2, k), k + ring[1:-1], k + ring[2:]], axis=1)
+    return vertices, np.concatenate([faces, fan]), np.concatenate([group, np.full(k - 2, k)])
+
+
+def circle(radius: float, corners: int, phase: float = 0.0) -> np.ndarray:
+    """(corners, 2) counter-clockwise polygon inscribed in a circle."""
+    angle = phase + 2.0 * np.pi * np.arange(corners) / corners
+    return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def profile(outline: np.ndarray, half_width: float) -> Part:
+    """Side view (x, z) (K, 2), convex, clockwise seen from +y … extruded from -half_width to +half_width along y."""
+    k = len(outline)
+    left = np.c_[outline[:, 0], np.full(k, half_width), outline[:, 1]]
+    right = np.c_[outline[:, 0], np.full(k, -half_width), outline[:, 1]]
+    vertices = np.concatenate([left, right])
+    ring = np.arange(k)
+    sides = np.stack([ring, (ring + 1) % k, (ring + 1) % k + k, ring + k], axis=1)[:, ::-1]
+    _, faces, group = quads(vertices, sides)
+    fan = np.stack([np.zeros(k - 2, np.int64), ring[1:-1], ring[2:]], axis=1)
+    caps = np.concatenate([fan, fan[:, ::-1] + k])
+    return vertices, np.concatenate([faces, caps]), np.concatenate([group, np.repeat([k, k + 1], k - 2)])
+
+
+def icosahedron() -> Part:
+    """Unit icosahedron: 12 vertices, 20 faces, each its own plane."""
+    g = (1.0 + 5.0**0.5) / 2.0
+    v = np.array(
+        [[-1, g, 0], [1, g, 0], [-1, -g, 0], [1, -g, 0], [0, -1, g], [0, 1, g]]
+        + [[0, -1, -g], [0, 1, -g], [g, 0, -1], [g, 0, 1], [-g, 0, -1], [-g, 0, 1]],
+        np.float64,
+    )
+    f = np.array(
+        [[0, 11, 5], [0, 5, 1], [0, 1, 7], [0, 7, 10], [0, 10, 11], [1, 5, 9], [5, 11, 4], [11, 10, 2], [10, 7, 6]]
+        + [[7, 1, 8], [3, 9, 4], [3, 4, 2], [3, 2, 6], [3, 6, 8], [3, 8, 9], [4, 9, 5], [2, 4, 11], [6, 2, 10]]
+        + [[8, 6, 7], [9, 8, 1]]
+    )
+    return v / np.linalg.norm(v[0]), f, np.arange(20)
+
+
+def sphere() -> Part:
+    """Unit sphere of 80 triangles (an icosahedron divided once)."""
+    vertices, faces, _ = icosahedron()
+    middle: dict[tuple[int, int], int] = {}
+    points = list(vertices)
+
+    def between(a: int, b: int) -> int:
+        key = (min(a, b), max(a, b))
+        if key not in middle:
+            point = vertices[a] + vertices[b]
+            middle[key] = len(points)
+            points.append(point / np.linalg.norm(point))
+        return middle[key]
+
+    split = []
+    for a, b, c in faces.tolist():
+        ab, bc, ca = between(a, b), between(b, c), between(c, a)
+        split += [[a, ab, ca], [b, bc, ab], [c, ca, bc], [ab, bc, ca]]
+    return np.array(points), np.array(split), np.arange(80)
+
+
+# --- templates of annotated objects ---
+
+ROLES = (
+    "paint", "glass", "trim", "tire", "rim", "head_lamp", "tail_lamp", "plate", "cargo", "skin", "cloth", "trousers",
+    "hair", "metal", "orange", "white", "sign", "red",
+)  # fmt: skip
+_ROLE = {name: index for index, name in enumerate(ROLES)}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A shape in the unit box with a role per face.
+
+    vertices: (V, 3) float32; faces: (F, 3) int32; role: (F,) int32 index into ROLES; group: (F,) int32
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    role: np.ndarray
+    group: np.ndarray
+
+
+def _template(*parts: tuple[str, Part]) -> Template:
+    vertices, faces, roles, groups = [], [], [], []
+    v = g = 0
+    for role, (points, triangles, group) in parts:
+        vertices.append(points)
+        faces.append(triangles + v)
+        roles.append(np.full(len(triangles), _ROLE[role]))
+        groups.append(group + g)
+        v += len(points)
+        g += int(group.max()) + 1
+    return Template(
+        np.concatenate(vertices).astype(np.float32),
+        np.concatenate(faces).astype(np.int32),
+        np.concatenate(roles).astype(np.int32),
+        np.concatenate(groups).astype(np.int32),
+    )
+
+
+def _wheels(x: Sequence[float], radius: tuple[float, float]) -> list[tuple[str, Part]]:
+    """Pairs of wheels at `x`; radius: along x and z in unit-box lengths."""
+    parts: list[tuple[str, Part]] = []
+    for centre in x:
+        for inner, outer in ((0.36, 0.5), (-0.36, -0.5)):
+            for role, scale, y in (("tire", 1.0, outer), ("rim", 0.55, outer * 1.0005)):
+                ring = circle(1.0, 10) * np.array([radius[0], radius[1]]) * scale + np.array([centre, radius[1]])
+                parts.append((role, _disc(ring, y)))
+            tread = circle(1.0, 10) * np.array(radius) + np.array([centre, radius[1]])
+            parts.append(("tire", _tube(tread, inner, outer)))
+    return parts
+
+
+def _disc(ring: np.ndarray, y: float) -> Part:
+    k = len(ring)
+    vertices = np.c_[ring[:, 0], np.full(k, np.clip(y, -0.5, 0.5)), ring[:, 1]]
+    fan = np.stack([np.zeros(k - 2, np.int64), np.arange(1, k - 1), np.arange(2, k)], axis=1)
+    return vertices, fan if y < 0 else fan[:, ::-1], np.zeros(k - 2, np.int64)
+
+
+def _tube(ring: np.ndarray, y0: float, y1: float) -> Part:
+    k = len(ring)
+    low, high = min(y0, y1), max(y0, y1)
+    vertices = np.concatenate([np.c_[ring[:, 0], np.full(k, y, float), ring[:, 1]] for y in (low, high)])
+    i = np.arange(k)
+    return quads(vertices, np.stack([i, i + k, (i + 1) % k + k, (i + 1) % k], axis=1))
+
+
+def _lamps(z0: float, z1: float, width: float = 0.13, front: float = 0.5, rear: float = -0.5) -> list[tuple[str, Part]]:
+    parts: list[tuple[str, Part]] = []
+    for side in (1.0, -1.0):
+        y0, y1 = sorted((side * 0.47, side * (0.47 - width)))
+        parts.append(("head_lamp", box((front - 0.012, y0, z0), (front, y1, z1))))
+        parts.append(("tail_lamp", box((rear, y0, z0 + 0.04), (rear + 0.012, y1, z1 + 0.06))))
+    return parts
+
+
+def _car(cabin: tuple[float, float], roof: tuple[float, float], hood: float, deck: float) -> Template:
+    """A passenger car. cabin, roof: where the windows start below and end above (x rear, x front); hood and deck: the
+    height of the body before and behind the cabin."""
+    belt = max(hood, deck)
+    body = np.array(
+        [[-0.5, 0.30], [-0.492, deck], [cabin[0], belt], [cabin[1], belt], [0.47, hood - 0.06], [0.5, hood - 0.16],
+         [0.5, 0.16], [0.47, 0.11], [-0.47, 0.11], [-0.5, 0.16]]
+    )  # fmt: skip
+    house = frustum((cabin[0], -0.47, belt), (cabin[1], 0.47, 1.0), (roof[0], roof[1], -0.39, 0.39))
+    shell, faces, group = house
+    panes = []
+    for quad, margin in ((0, 0.10), (1, 0.06), (2, 0.06), (3, 0.06)):
+        corners = shell[_BOX_QUADS[quad]]
+        centre = corners.mean(0)
+        outward = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        pane = centre + (corners - centre) * (1.0 - 2 * margin) + 0.004 * outward / np.linalg.norm(outward)
+        panes.append(("glass", quads(pane, np.array([[0, 1, 2, 3]]))))
+    pillar = 0.5 * (cabin[0] + cabin[1])
+    posts = [
+        ("paint", frustum((pillar - 0.01, s - 0.008, belt), (pillar + 0.01, s + 0.008, 0.98),
+                          (pillar - 0.01, pillar + 0.01, s * 0.845 - 0.008, s * 0.845 + 0.008)))
+        for s in (0.472, -0.472)
+    ]  # fmt: skip
+    return _template(
+        ("paint", profile(body[::-1], 0.488)),
+        ("paint", (shell, faces, group)),
+        *panes,
+        *posts,
+        ("trim", box((0.492, -0.44, 0.12), (0.4999, 0.44, 0.26))),
+        ("trim", box((-0.4999, -0.46, 0.16), (-0.49, 0.46, 0.30))),
+        ("trim", box((0.4955, -0.28, hood - 0.30), (0.4999, 0.28, hood - 0.19))),
+        ("plate", box((-0.5, -0.14, 0.34), (-0.496, 0.14, 0.43))),
+        ("plate", box((0.496, -0.14, 0.20), (0.5, 0.14, 0.27))),
+        *_lamps(hood - 0.31, hood - 0.18),
+        *(("trim", box((cabin[1] - 0.06, s * 0.5 - (0.05 if s > 0 else 0.0), belt - 0.01),
+                        (cabin[1] - 0.02, s * 0.5 + (0.05 if s < 0 else 0.0), belt + 0.09))) for s in (1.0, -1.0)),
+        *_wheels((-0.30, 0.31), (0.073, 0.215)),
+    )  # fmt: skip
+
+
+def _van() -> Template:
+    body = np.array(
+        [[-0.5, 0.12], [-0.5, 0.94], [-0.47, 1.0], [0.24, 1.0], [0.40, 0.56], [0.5, 0.46], [0.5, 0.14], [0.46, 0.10]]
+    )
+    slope = np.array([[0.25, 0.97], [0.395, 0.575]])
+    windshield = np.array(
+        [[slope[1, 0], -0.42, slope[1, 1]], [slope[1, 0], 0.42, slope[1, 1]],
+         [slope[0, 0], 0.40, slope[0, 1]], [slope[0, 0], -0.40, slope[0, 1]]]
+    ) + np.array([0.006, 0.0, 0.003])  # fmt: skip
+    side = np.array([[0.03, 0.58], [0.36, 0.58], [0.22, 0.93], [0.03, 0.93]])
+    panes = [
+        ("glass", quads(windshield, np.array([[0, 1, 2, 3]]))),
+        ("glass", quads(np.c_[side[:, 0], np.full(4, -0.4905), side[:, 1]], np.array([[0, 1, 2, 3]]))),
+        ("glass", quads(np.c_[side[:, 0], np.full(4, 0.4905), side[:, 1]], np.array([[3, 2, 1, 0]]))),
+        ("glass", box((-0.5, -0.40, 0.58), (-0.499, -0.03, 0.90))),
+        ("glass", box((-0.5, 0.03, 0.58), (-0.499, 0.40, 0.90))),
+    ]
+    return _template(
+        ("paint", profile(body, 0.488)),
+        *panes,
+        ("trim", box((-0.5, -0.46, 0.11), (-0.496, 0.46, 0.20))),
+        ("trim", box((0.496, -0.46, 0.12), (0.5, 0.46, 0.22))),
+        ("plate", box((-0.5, -0.12, 0.26), (-0.498, 0.12, 0.33))),
+        *_lamps(0.32, 0.42, width=0.09),
+        *_wheels((-0.31, 0.31), (0.062, 0.15)),
+    )
+
+
+def _truck() -> Template:
+    """A lorry: cab in front, box body behind."""
+    glass = np.array([[0.4995, -0.42, 0.50], [0.4995, 0.42, 0.50], [0.4995, 0.42, 0.74], [0.4995, -0.42, 0.74]])
+    return _template(
+        ("paint", box((0.27, -0.47, 0.12), (0.499, 0.47, 0.80))),
+        ("glass", quads(glass + np.array([0.0005, 0, 0]), np.array([[0, 1, 2, 3]]))),
+        ("glass", box((0.37, -0.4715, 0.50), (0.47, 0.4715, 0.72))),
+        ("cargo", box((-0.5, -0.5, 0.24), (0.25, 0.5, 1.0))),
+        ("trim", box((-0.49, -0.30, 0.12), (0.27, 0.30, 0.24))),
+        ("trim", box((0.498, -0.46, 0.12), (0.5, 0.46, 0.22))),
+        ("white", box((-0.4995, -0.02, 0.26), (-0.499, 0.02, 0.97))),
+        *(("tail_lamp", box((-0.5, s - 0.08, 0.17), (-0.485, s + 0.08, 0.225))) for s in (0.36, -0.36)),
+        *(("head_lamp", box((0.496, s - 0.08, 0.24), (0.5, s + 0.08, 0.31))) for s in (0.36, -0.36)),
+        ("plate", box((-0.492, -0.10, 0.17), (-0.486, 0.10, 0.21))),
+        *_wheels((-0.36, -0.22, 0.36), (0.052, 0.135)),
+    )
+
+
+def _bus() -> Template:
+    side = [
+        ("glass", box((x, -0.5, 0.48), (x + 0.115, 0.5, 0.84))) for x in np.linspace(-0.47, 0.35, 7)
+    ]
+    return _template(
+        ("paint", box((-0.499, -0.496, 0.10), (0.499, 0.496, 1.0))),
+        *side,
+        ("glass", box((0.49, -0.45, 0.34), (0.5, 0.45, 0.86))),
+        ("glass", box((-0.5, -0.38, 0.52), (-0.49, 0.38, 0.84))),
+        ("trim", box((-0.5, -0.48, 0.10), (-0.496, 0.48, 0.18))),
+        *_lamps(0.20, 0.28, width=0.10),
+        *_wheels((-0.27, 0.30), (0.042, 0.155)),
+    )
+
+
+def _pedestrian() -> Template:
+    limbs = []
+    for side, swing in ((1.0, 0.18), (-1.0, -0.18)):
+        y = side * 0.16
+        leg = frustum((swing - 0.14, y - 0.13, 0.0), (swing + 0.16, y + 0.13, 0.48), (-0.16, 0.16, y - 0.14, y + 0.14))
+        limbs.append(("trousers", leg))
+        limbs.append(("trim", box((swing - 0.14, y - 0.13, 0.0), (swing + 0.28, y + 0.13, 0.045))))
+        a = side * 0.40
+        arm = frustum((-swing - 0.12, a - 0.10, 0.42), (-swing + 0.12, a + 0.10, 0.80), (-0.13, 0.13, a - 0.09, a + 0.09))
+        limbs.append(("cloth", arm))
+        limbs.append(("skin", box((-swing - 0.10, a - 0.08, 0.38), (-swing + 0.10, a + 0.08, 0.42))))
+    head, faces, group = icosahedron()
+    neck = ("skin", box((-0.09, -0.09, 0.80), (0.09, 0.09, 0.86)))
+    skull = ("skin", (head * np.array([0.21, 0.19, 0.073]) + np.array([0.02, 0.0, 0.915]), faces, group))
+    hair = ("hair", (head * np.array([0.205, 0.195, 0.058]) + np.array([-0.035, 0.0, 0.942]), faces, group))
+    torso = ("cloth", frustum((-0.2, -0.26, 0.46), (0.2, 0.26, 0.83), (-0.2, 0.2, -0.36, 0.36)))
+    return _template(torso, neck, skull, hair, *limbs)
+
+
+def _bicycle() -> Template:
+    parts: list[tuple[str, Part]] = []
+    for centre in (-0.30, 0.30):
+        ring = circle(1.0, 12) * np.array([0.19, 0.20]) + np.array([centre, 0.20])
+        hub = circle(1.0, 12) * np.array([0.165, 0.175]) + np.array([centre, 0.20])
+        for y in (0.045, -0.045):
+            parts.append(("tire", _disc(ring, y)))
+            parts.append(("metal", _disc(hub, y * 1.1)))
+        parts.append(("tire", _tube(ring, -0.045, 0.045)))
+    tubes = [((-0.30, 0.20), (-0.06, 0.24)), ((-0.06, 0.24), (0.24, 0.46)), ((-0.10, 0.46), (0.24, 0.48)),
+             ((0.30, 0.20), (0.22, 0.56)), ((-0.06, 0.24), (-0.12, 0.52))]  # fmt: skip
+    for (x0, z0), (x1, z1) in tubes:
+        along = np.array([x1 - x0, z1 - z0])
+        across = 0.016 * np.array([-along[1], along[0]]) / np.linalg.norm(along)
+        outline = np.array([[x0, z0] + across, [x1, z1] + across, [x1, z1] - across, [x0, z0] - across])
+        parts.append(("red", profile(outline, 0.04)))
+    parts.append(("trim", box((0.16, -0.5, 0.555), (0.20, 0.5, 0.575))))
+    parts.append(("trim", box((-0.20, -0.16, 0.515), (-0.05, 0.16, 0.545))))
+    torso = frustum((-0.19, -0.30, 0.52), (0.0, 0.30, 0.84), (-0.02, 0.14, -0.36, 0.36))
+    head, faces, group = icosahedron()
+    parts += [
+        ("cloth", torso),
+        ("skin", (head * np.array([0.075, 0.19, 0.07]) + np.array([0.11, 0.0, 0.90]), faces, group)),
+        ("white", (head * np.array([0.085, 0.22, 0.055]) + np.array([0.095, 0.0, 0.945]), faces, group)),
+    ]
+    for side in (1.0, -1.0):
+        y = side * 0.2
+        bent = 0.05 * side
+        parts.append(("trousers", frustum((-0.08 + bent, y - 0.1, 0.14), (0.0 + bent, y + 0.1, 0.54),
+                                          (-0.16, -0.02, y - 0.11, y + 0.11))))  # fmt: skip
+        a = side * 0.38
+        parts.append(("cloth", frustum((0.13, a - 0.09, 0.57), (0.18, a + 0.09, 0.80), (0.0, 0.10, a - 0.08, a + 0.08))))
+    return _template(*parts)
+
+
+def _cone() -> Template:
+    ring = circle(1.0, 10)
+    bands = [("orange", 0.30, 0.06, 0.40, 0.76), ("white", 0.233, 0.40, 0.58, 0.76), ("orange", 0.177, 0.58, 1.0, 0.2)]
+    parts: list[tuple[str, Part]] = [("orange", box((-0.5, -0.5, 0.0), (0.5, 0.5, 0.06)))]
+    parts += [(role, prism(ring * radius * 1.3, z0, z1, taper)) for role, radius, z0, z1, taper in bands]
+    return _template(*parts)
+
+
+def _barrier() -> Template:
+    """A board barrier across its longer side (unit y or x alike): striped boards on feet."""
+    parts: list[tuple[str, Part]] = []
+    for z0, z1 in ((0.56, 1.0), (0.16, 0.46)):
+        edges = np.linspace(-0.5, 0.5, 9)
+        for i in range(8):
+            parts.append(("orange" if i % 2 else "white", box((-0.34, edges[i], z0), (0.34, edges[i + 1], z1))))
+    for y in (-0.42, 0.42):
+        parts.append(("metal", box((-0.5, y - 0.05, 0.0), (0.5, y + 0.05, 0.12))))
+        parts.append(("metal", box((-0.2, y - 0.03, 0.0), (0.2, y + 0.03, 0.9))))
+    return _template(*parts)
+
+
+def _sign() -> Template:
+    """A construction sign: orange board on a post with feet."""
+    board = np.array([[0.0, 0.42], [0.5, 0.71], [0.0, 1.0], [-0.5, 0.71]])
+
+    def diamond(scale: float, x: float) -> Part:
+        centre = np.array([0.0, 0.71])
+        points = centre + (board - centre) * scale
+        vertices = np.c_[np.full(4, x), points]
+        order = np.array([[0, 1, 2, 3]]) if x > 0 else np.array([[3, 2, 1, 0]])
+        return quads(vertices, order)
+
+    parts: list[tuple[str, Part]] = [("metal", box((-0.12, -0.06, 0.0), (0.12, 0.06, 0.72)))]
+    for x in (0.15, -0.15):
+        parts.append(("sign", diamond(1.0, x)))
+        parts.append(("trim", diamond(0.34, x * 1.1)))
+    parts.append(("metal", box((-0.5, -0.30, 0.0), (0.5, -0.22, 0.05))))
+    parts.append(("metal", box((-0.5, 0.22, 0.0), (0.5, 0.30, 0.05))))
+    return _template(*parts)
+
+
+def _crate() -> Template:
+    """Anything else: a bin with a lid."""
+    return _template(
+        ("metal", frustum((-0.42, -0.42, 0.0), (0.42, 0.42, 0.86), (-0.48, 0.48, -0.48, 0.48))),
+        ("trim", box((-0.5, -0.5, 0.86), (0.5, 0.5, 1.0))),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def templates() -> dict[str, Template]:
+    """All templates by name."""
+    return {
+        "sedan": _car((-0.34, 0.22), (-0.22, 0.06), 0.66, 0.68),
+        "hatch": _car((-0.47, 0.20), (-0.38, 0.05), 0.66, 0.66),
+        "suv": _car((-0.485, 0.20), (-0.43, 0.08), 0.64, 0.64),
+        "van": _van(),
+        "truck": _truck(),
+        "bus": _bus(),
+        "pedestrian": _pedestrian(),
+        "bicycle": _bicycle(),
+        "traffic_cone": _cone(),
+        "barrier": _barrier(),
+        "czone_sign": _sign(),
+        "generic_object": _crate(),
+    }
+
+
+_PAINTS = np.array(
+    [[236, 236, 234], [222, 223, 225], [176, 180, 184], [120, 124, 129], [58, 60, 64], [30, 31, 34], [150, 24, 26],
+     [186, 40, 36], [32, 58, 112], [58, 98, 156], [92, 110, 100], [40, 74, 56], [170, 150, 118], [206, 160, 44]],
+    np.float32,
+)  # fmt: skip
+_CLOTHES = np.array(
+    [[190, 44, 44], [38, 62, 130], [222, 220, 210], [46, 46, 50], [76, 120, 70], [214, 170, 60], [120, 72, 140],
+     [70, 140, 160], [180, 110, 80], [110, 112, 116]],
+    np.float32,
+)  # fmt: skip
+_TROUSERS = np.array([[40, 44, 62], [70, 72, 78], [118, 100, 78], [30, 30, 32], [60, 80, 120]], np.float32)
+_SKINS = np.array([[236, 196, 168], [206, 158, 124], [150, 104, 76], [98, 66, 48]], np.float32)
+_HAIRS = np.array([[40, 30, 24], [96, 66, 40], [170, 136, 84], [20, 20, 22], [130, 126, 122]], np.float32)
+_FIXED = {
+    "glass": (44, 54, 64), "trim": (34, 35, 38), "tire": (26, 26, 28), "rim": (150, 153, 158),
+    "head_lamp": (238, 240, 235), "tail_lamp": (150, 16, 18), "plate": (240, 240, 226), "metal": (128, 131, 136),
+    "orange": (240, 96, 20), "white": (238, 238, 236), "sign": (246, 136, 20), "red": (170, 34, 38),
+}  # fmt: skip
+_BRAKE_LAMP = (255, 42, 30)
+
+
+def object_hash(token: str, salt: int = 0) -> int:
+    """A number that depends on a track token alone, the same in every process."""
+    return zlib.crc32(f"{salt}:{token}".encode())
+
+
+def object_template(name: str, length: float, width: float, height: float, token: str) -> Template:
+    """The shape for an annotated class and size [m]."""
+    known = templates()
+    if name != "vehicle":
+        return known.get(name, known["generic_object"])
+    if length > 8.5:
+        return known["bus" if object_hash(token, 3) % 5 < 2 else "truck"]
+    if length > 5.8 or height > 2.3:
+        return known["truck" if length > 6.8 and height > 2.4 else "van"]
+    if height > 1.68:
+        return known["suv"]
+    return known["sedan" if object_hash(token, 3) % 5 < 3 else "hatch"]
+
+
+def object_palette(token: str, braking: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Colour (roles, 3) float32 and glow (roles,) bool of an object's roles."""
+    colors = np.zeros((len(ROLES), 3), np.float32)
+    for role, color in _FIXED.items():
+        colors[_ROLE[role]] = color
+    choice = object_hash(token)
+    colors[_ROLE["paint"]] = _PAINTS[choice % len(_PAINTS)]
+    colors[_ROLE["cargo"]] = (232, 232, 228) if choice % 3 else _PAINTS[(choice // 7) % len(_PAINTS)]
+    colors[_ROLE["cloth"]] = _CLOTHES[(choice // 11) % len(_CLOTHES)]
+    colors[_ROLE["trousers"]] = _TROUSERS[(choice // 13) % len(_TROUSERS)]
+    colors[_ROLE["skin"]] = _SKINS[(choice // 17) % len(_SKINS)]
+    colors[_ROLE["hair"]] = _HAIRS[(choice // 19) % len(_HAIRS)]
+    glow = np.zeros(len(ROLES), bool)
+    glow[_ROLE["head_lamp"]] = True
+    if braking:
+        colors[_ROLE["tail_lamp"]] = _BRAKE_LAMP
+        glow[_ROLE["tail_lamp"]] = True
+    return colors, glow
+
+
+def object_mesh(name: str, box_values: np.ndarray, token: str, braking: bool = False) -> Mesh:
+    """The annotated object as a mesh in the frame of its box.
+
+    box_values: (7,) centre x, y, z, length, width, height [m], heading [rad], as in `Annotations.boxes`
+    """
+    x, y, z, length, width, height, heading = (float(v) for v in box_values)
+    if name == "barrier" and length > width:  # boards stand across the shorter side
+        length, width, heading = width, length, heading + np.pi / 2.0
+    shape = object_template(name, length, width, height, token)
+    colors, glow = object_palette(token, braking)
+    vertices = shape.vertices * np.array([length, width, height], np.float32)
+    count = len(shape.faces)
+    mesh = Mesh(
+        vertices,
+        shape.faces,
+        colors[shape.role],
+        glow[shape.role],
+        np.tile(np.array([1.0, 0.0, 0.0, FLAT], np.float32), (count, 1)),
+        shape.group,
+    )
+    return transform(mesh, np.array([x, y]), heading, z - height / 2.0)
