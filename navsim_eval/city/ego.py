@@ -21,6 +21,7 @@ PATH_SMOOTHING_M = 1.5  # standard deviation of the smoothing along the path
 TIME_SMOOTHING_S = 0.5  # standard deviation of the smoothing of progress over time
 MAX_ACCELERATION, MIN_ACCELERATION = 2.3, -3.6  # m/s²; nuPlan's comfort bounds are 2.40 and -4.05
 MAX_LATERAL_ACCELERATION, MAX_YAW_RATE, MAX_JERK = 3.2, 0.85, 3.9  # bounds 4.89 m/s², 0.95 rad/s, 4.13 m/s³
+MIN_STEPS = 66  # a scene spans 6.5 s
 MAX_SIDE_STEP_M = 0.4  # larger sideways jumps of the bumper in one step are artefacts of the simulation
 
 
@@ -50,7 +51,9 @@ class EgoMotion:
 
 
 def ego_motion(track: Track) -> EgoMotion | None:
-    """Rear-axle motion of a recorded vehicle; None where it drove less than a car's length."""
+    """Rear-axle motion of a recorded vehicle; None where it hardly moved or was recorded too briefly to matter."""
+    if len(track.poses) < MIN_STEPS:
+        return None
     steps = np.diff(track.poses[:, :2], axis=0)
     front = np.concatenate([[0.0], np.cumsum(np.hypot(*steps.T))])
     if front[-1] < 2 * Vehicle.LENGTH:

@@ -23,7 +23,9 @@ SITE_LENGTH_M = 15.0
 CAR_PARK_SHARE = 0.14  # streets with a car park beside them
 CAR_PARK_LENGTH_M, CAR_PARK_DEPTH_M, DRIVEWAY_M = 28.0, 18.0, 6.0
 OBJECT_SPACING_M = 45.0  # between boxes and bins along a kerb
-_PARKED_SIZES = np.array([[4.1, 1.78, 1.48], [4.5, 1.82, 1.5], [4.75, 1.85, 1.45], [4.85, 1.93, 1.75], [5.2, 1.95, 2.0]])
+_PARKED_SIZES = np.array(
+    [[4.1, 1.78, 1.48], [4.5, 1.82, 1.5], [4.75, 1.85, 1.45], [4.85, 1.93, 1.75], [5.2, 1.95, 2.0]]
+)
 _CONE, _BARRIER, _SIGN = (0.35, 0.35, 0.75), (0.45, 2.0, 1.0), (0.15, 0.8, 1.5)
 _BINS = np.array([[0.6, 0.6, 1.1], [1.1, 0.5, 1.2], [0.45, 0.45, 0.9]])
 
@@ -75,8 +77,8 @@ def _fill_strip(placed: _Placed, lane: NetLane, rng: np.random.Generator) -> Non
     stations = np.arange(CLEAR_OF_JUNCTION_M, lane.length - CLEAR_OF_JUNCTION_M - BAY_LENGTH_M, BAY_LENGTH_M)
     if len(stations) < 3:
         return
-    centres = lines.sample(lane.shape, stations + BAY_LENGTH_M / 2)
-    heading = np.interp(stations + BAY_LENGTH_M / 2, lines.arc_lengths(lane.shape), np.unwrap(lines.headings(lane.shape)))
+    middles, angles = stations + BAY_LENGTH_M / 2, np.unwrap(lines.headings(lane.shape))
+    centres, heading = lines.sample(lane.shape, middles), np.interp(middles, lines.arc_lengths(lane.shape), angles)
     site = float(rng.uniform(0.0, lane.length - SITE_LENGTH_M)) if rng.random() < SITE_SHARE else None
     for station, (x, y), angle in zip(stations, centres, heading, strict=True):
         occupied, size = rng.random() < PARKED_SHARE, _PARKED_SIZES[rng.integers(len(_PARKED_SIZES))]

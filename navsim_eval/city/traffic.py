@@ -110,7 +110,7 @@ class Traffic:
 
 
 def simulate(network: Network, style: Style, seed: int, folder: Path, duration_s: float) -> Traffic:
-    """Simulate `duration_s` of traffic (plus a warm-up, not recorded) in the district whose `net.xml` is in `folder`."""
+    """Traffic over `duration_s`, after an unrecorded warm-up, in the district whose `net.xml` lies in `folder`."""
     rng = np.random.default_rng([seed, 1])
     end = WARM_UP_S + duration_s
     routes = _write_demand(folder / "demand.rou.xml", network, style, rng, end)
@@ -289,10 +289,8 @@ def _read_tracks(path: Path, routes: dict[str, tuple[str, ...]], first_step: int
         for line in file:
             if "<vehicle " in line or "<person " in line:
                 values = dict(_ATTRIBUTE.findall(line))
-                place = values.get("lane") or values.get("edge", "")
-                rows[values["id"]].append(
-                    (step, float(values["x"]), float(values["y"]), float(values["angle"]), float(values["speed"]), place)
-                )
+                numbers = (float(values[key]) for key in ("x", "y", "angle", "speed"))
+                rows[values["id"]].append((step, *numbers, values.get("lane") or values.get("edge", "")))
                 kinds[values["id"]] = values["type"]
             elif match := _TIME_STEP.search(line):
                 step = round(float(match[1]) / STEP_S) - first_step

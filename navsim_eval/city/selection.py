@@ -1,0 +1,182 @@
+"""Which moments of the simulated drives become scenes: those that tell planners apart.
+
+As NAVSIM's filter does, moments that a constant-velocity plan solves are dropped, and those in which the recorded
+driver fails. Both are judged by the evaluator itself (PDMS v1). A log on disk must hold nothing but such moments,
+because readers cut every window of every log; so runs of consecutive kept moments become one short log each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from navsim_eval.city.ego import EgoMotion, ego_motion
+from navsim_eval.city.recorder import FRAME_STEPS, Recorder, driving_command
+from navsim_eval.city.traffic import EGO_KIND, STEP_S, Track
+from navsim_eval.errors import DataError
+from navsim_eval.formats.maps import RoadMap
+from navsim_eval.pdm.cache import build_metric_cache
+from navsim_eval.planners import constant_velocity, human
+from navsim_eval.scene import Frame, Scene
+from navsim_eval.scoring import score
+
+HISTORY_FRAMES, FUTURE_FRAMES = 3, 10  # around the current frame
+HORIZON_STEPS = 40  # 4 s
+MIN_HUMAN_SCORE, MAX_CONSTANT_VELOCITY_SCORE = 0.8, 0.8
+MIN_DEVIATION_M = 2.0  # of the drive from constant velocity after 4 s; below, constant velocity all but solves it
+MIN_ROUTE_LEFT_M = 110.0
+MAX_RUN = 6  # consecutive scenes a log
+GAP_FRAMES = 4  # between two logs of one vehicle
+
+# What the driver does over the next 4 s, and how often we look for it.
+CATEGORY_WEIGHTS = {"left": 0.28, "right": 0.27, "start": 0.12, "brake": 0.13, "accelerate": 0.1, "bend": 0.1}
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A vehicle that may be the ego, and its motion."""
+
+    track: Track
+    motion: EgoMotion
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive scenes of one drive: current frames at `first`, `first` + 0.5 s, … (count of them)."""
+
+    drive: Drive
+    first: int
+    count: int
+
+
+def select_runs(recorder: Recorder, road_map: RoadMap, quota: int, rng: np.random.Generator) -> list[Run]:
+    """Runs that hold `quota` scenes altogether, or fewer where the district has no more to offer."""
+    moments = _Moments(recorder)
+    runs: list[Run] = []
+    missing = quota
+    for drive, first, count in moments.proposals(rng):
+        if missing <= 0:
+            break
+        for start, length in _kept(recorder, road_map, drive, first, count):
+            length = min(length, missing)
+            if length > 0:
+                runs.append(Run(drive, first + start * FRAME_STEPS, length))
+                missing -= length
+    return runs
+
+
+def run_frames(recorder: Recorder, road_map: RoadMap, run: Run, log_name: str) -> list[Frame]:
+    """All frames of a run's log, history and future included, with driving commands."""
+    count = HISTORY_FRAMES + run.count + FUTURE_FRAMES
+    first = run.first - HISTORY_FRAMES * FRAME_STEPS
+    frames = recorder.frames(run.drive.track, run.drive.motion, first, count, log_name)
+    return [replace(frame, driving_command=driving_command(frame, road_map)) for frame in frames]
+
+
+class _Moments:
+    """Moments of all drives of a district by category, and which of them have been used."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+        self.drives = [
+            Drive(track, motion)
+            for track in recorder.traffic.tracks
+            if track.kind.name == EGO_KIND and (motion := ego_motion(track)) is not None
+        ]
+        self.categories: dict[tuple[int, int], str] = {}
+        for number, drive in enumerate(self.drives):
+            for step in self._plausible(drive):
+                if (category := _category(drive.motion, step)) is not None:
+                    self.categories[number, step] = category
+        self.used: set[tuple[int, int]] = set()
+
+    def _plausible(self, drive: Drive) -> Iterator[int]:
+        """Steps at which a full window of comfortable driving on a known route can be cut."""
+        motion, before, after = drive.motion, HISTORY_FRAMES * FRAME_STEPS, FUTURE_FRAMES * FRAME_STEPS
+        first = -(-(motion.first + before) // FRAME_STEPS) * FRAME_STEPS
+        for step in range(max(first, before), motion.last - after, FRAME_STEPS):
+            row = step - motion.first
+            if (
+                motion.comfortable[row - before : row + after + 1].all()
+                and self.recorder.distance_left(drive.track, motion, step) > MIN_ROUTE_LEFT_M
+                and self.recorder.route(drive.track, motion, step - before)
+            ):
+                yield step
+
+    def proposals(self, rng: np.random.Generator) -> Iterator[tuple[Drive, int, int]]:
+        """(drive, first step, count) of short runs of unused moments, categories in random turn, each moment once."""
+        waiting = defaultdict(list)
+        for key in sorted(self.categories):
+            waiting[self.categories[key]].append(key)
+        for keys in waiting.values():
+            rng.shuffle(keys)
+        while waiting:
+            names = [name for name in CATEGORY_WEIGHTS if name in waiting]
+            weights = np.array([CATEGORY_WEIGHTS[name] for name in names])
+            name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+            number, step = map(int, waiting[name].pop())
+            if not waiting[name]:
+                del waiting[name]
+            count = self._unused(number, step, int(rng.integers(2, MAX_RUN + 1)))
+            if count:
+                margin = range(-GAP_FRAMES, count + GAP_FRAMES)
+                self.used.update((number, step + k * FRAME_STEPS) for k in margin)
+                yield self.drives[number], step, count
+
+    def _unused(self, number: int, step: int, wanted: int) -> int:
+        """Length of the run of unused moments from a step on, at most `wanted`."""
+        for k in range(wanted):
+            key = (number, step + k * FRAME_STEPS)
+            if key not in self.categories or key in self.used:
+                return k
+        return wanted
+
+
+def _category(motion: EgoMotion, step: int) -> str | None:
+    """What the drive does within 4 s, None where that is nearly what constant velocity does."""
+    row = step - motion.first
+    here, later = motion.poses[row], motion.poses[row + HORIZON_STEPS]
+    c, s = np.cos(here[2]), np.sin(here[2])
+    dx, dy = later[:2] - here[:2]
+    ahead, aside = c * dx + s * dy, -s * dx + c * dy
+    gained = ahead - motion.velocity[row] * HORIZON_STEPS * STEP_S
+    if np.hypot(gained, aside) < MIN_DEVIATION_M:
+        return None
+    turned = later[2] - here[2]
+    if abs(turned) > np.radians(25.0):
+        return "left" if turned > 0 else "right"
+    if motion.velocity[row] < 1.0:
+        return "start"
+    if abs(aside) > abs(gained):
+        return "bend"
+    return "brake" if gained < 0 else "accelerate"
+
+
+def _kept(recorder: Recorder, road_map: RoadMap, drive: Drive, first: int, count: int) -> list[tuple[int, int]]:
+    """(start, length) of the stretches of a proposed run in which every scene passes the filter."""
+    total = HISTORY_FRAMES + count + FUTURE_FRAMES
+    frames = recorder.frames(drive.track, drive.motion, first - HISTORY_FRAMES * FRAME_STEPS, total, "candidate")
+    width = HISTORY_FRAMES + 1 + FUTURE_FRAMES
+    scenes = [Scene(tuple(frames[k : k + width])) for k in range(count)]
+    return stretches(passes(scenes, road_map))
+
+
+def passes(scenes: Sequence[Scene], road_map: RoadMap) -> list[bool]:
+    """For each scene: the human solves it and constant velocity does not (PDMS v1 of NAVSIM, see pdm.cache)."""
+    try:
+        caches = [build_metric_cache(scene, road_map) for scene in scenes]
+    except DataError:
+        return [False] * len(scenes)
+    plans = np.stack([np.stack([human(scene), constant_velocity(scene)]) for scene in scenes])
+    scores = score(caches, plans).columns["score"].reshape(len(scenes), 2)
+    good = (scores[:, 0] >= MIN_HUMAN_SCORE) & (scores[:, 1] < MAX_CONSTANT_VELOCITY_SCORE)
+    return good.tolist()
+
+
+def stretches(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """(start, length) of every maximal stretch of true flags."""
+    edges = np.flatnonzero(np.diff([False, *flags, False]))
+    return [(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
