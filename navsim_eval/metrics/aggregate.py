@@ -33,6 +33,39 @@ WEIGHTS = {
 }
 METRICS = tuple(WEIGHTS)
 
+# In the order of NAVSIM's result files.
+COLUMNS = {
+    "pdms_v1": (
+        "no_at_fault_collisions",
+        "drivable_area_compliance",
+        "ego_progress",
+        "time_to_collision_within_bound",
+        "comfort",
+        "driving_direction_compliance",
+    ),
+    "epdms_v2": (
+        "no_at_fault_collisions",
+        "drivable_area_compliance",
+        "driving_direction_compliance",
+        "traffic_light_compliance",
+        "ego_progress",
+        "time_to_collision_within_bound",
+        "lane_keeping",
+        "history_comfort",
+    ),
+}
+
+# A human who fails one of these is taken as proof that the scene asks for it. (Progress and history comfort belong to
+# the published list too, but the human is scored alone and without a past, where both are 1.)
+FORGIVABLE = (
+    "no_at_fault_collisions",
+    "drivable_area_compliance",
+    "driving_direction_compliance",
+    "traffic_light_compliance",
+    "time_to_collision_within_bound",
+    "lane_keeping",
+)
+
 
 def multiplier(columns: Mapping[str, Tensor], metric: str) -> Tensor:
     """Product of the multiplicative sub-scores."""
@@ -65,3 +98,14 @@ def weighted_score(columns: Mapping[str, Tensor], metric: str) -> Tensor:
             total = total + torch.where(known, weight * columns[name], 0.0)
             weight_sum = weight_sum + weight * known.to(torch.float64)
     return multiplier(columns, metric) * total / weight_sum
+
+
+def forgive_human_faults(columns: Mapping[str, Tensor], human: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """EPDMS's human penalty filter: sub-scores in which the recorded human scores exactly 0 become 1.
+
+    columns: (S, N) sub-scores of plans;  human: (S, 1) those of the human's trajectory. A human 0.5 forgives nothing.
+    """
+    return {
+        name: torch.where(human[name] == 0.0, 1.0, values) if name in FORGIVABLE else values
+        for name, values in columns.items()
+    }

@@ -38,14 +38,27 @@ class AreaFlags:
     in_intersection: Tensor
 
 
-def area_flags(ego: Footprints, areas: DrivableAreas) -> AreaFlags:
-    """Ego areas as NAVSIM's PDM scorer defines them; containment is strict (a point on a boundary is outside)."""
+@dataclass(frozen=True)
+class Located:
+    """Polygons that strictly contain parts of the ego, as words: corners (W, S, 4, P, T), center (W, S, P, T)."""
+
+    corners: Tensor
+    center: Tensor
+
+
+def locate(ego: Footprints, polygons: PolygonBatch) -> Located:
+    """Look up the four corners and the centre of every footprint (a point on a boundary is outside)."""
     corner_x, corner_y = ego.corners()
     x = torch.cat([corner_x, ego.center_x[:, None]], dim=1)
     y = torch.cat([corner_y, ego.center_y[:, None]], dim=1)
     scene = torch.arange(len(x), device=x.device).reshape(-1, 1, 1, 1)
-    words = areas.polygons.locate(scene, x, y)  # (W, S, 5, P, T)
-    corners, center = words[:, :, :4], words[:, :, 4]
+    words = polygons.locate(scene, x, y)  # (W, S, 5, P, T)
+    return Located(corners=words[:, :, :4], center=words[:, :, 4])
+
+
+def area_flags(located: Located, areas: DrivableAreas) -> AreaFlags:
+    """Ego areas as NAVSIM's PDM scorer defines them."""
+    corners, center = located.corners, located.center
     return AreaFlags(
         multiple_lanes=_several_lanes(corners & areas.lanes[:, :, None, None, None]),
         non_drivable=~contains_any(corners, areas.drivable[:, :, None, None, None]).all(dim=1),

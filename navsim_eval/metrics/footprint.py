@@ -1,4 +1,7 @@
-"""The ground the ego covers in each simulated state, and which boxes it touches."""
+"""The ground the ego covers in each simulated state, and which boxes it touches.
+
+Coordinates are metres relative to an origin near the scene.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 from navsim_eval.geometry import Vehicle
 from navsim_eval.pdm.types import StateIndex
 
-_EGO_RADIUS = (Vehicle.HALF_LENGTH**2 + Vehicle.HALF_WIDTH**2) ** 0.5
+EGO_RADIUS = (Vehicle.HALF_LENGTH**2 + Vehicle.HALF_WIDTH**2) ** 0.5
 _SLACK = 0.1  # metres squared by which the first, coarse test errs on the safe side
 _ABSENT = 1e30
 
@@ -114,7 +117,9 @@ def _contacts_at(ego: Footprints, boxes: Boxes, lead: int, dt: float) -> tuple[T
     box_x, box_y, box_cos, box_sin = (value[box_at] for value in (boxes.x, boxes.y, boxes.cos, boxes.sin))
     half = boxes.half_length[scene, item], boxes.half_width[scene, item]
     dx, dy = box_x - center_x[at], box_y - center_y[at]
-    touching = _overlap(dx, dy, ego_cos, ego_sin, Vehicle.HALF_LENGTH, Vehicle.HALF_WIDTH, box_cos, box_sin, *half)
+    touching = rectangles_touch(
+        dx, dy, ego_cos, ego_sin, Vehicle.HALF_LENGTH, Vehicle.HALF_WIDTH, box_cos, box_sin, *half
+    )
     chosen = torch.nonzero(touching).squeeze(1)
 
     scene, proposal, time, item, ego_cos, ego_sin, box_cos, box_sin, dx, dy, box_x, box_y = (
@@ -123,7 +128,7 @@ def _contacts_at(ego: Footprints, boxes: Boxes, lead: int, dt: float) -> tuple[T
     )
     half = half[0][chosen], half[1][chosen]
     front_x, front_y = dx - Vehicle.HALF_LENGTH * ego_cos, dy - Vehicle.HALF_LENGTH * ego_sin
-    front = _overlap(front_x, front_y, ego_cos, ego_sin, 0.0, Vehicle.HALF_WIDTH, box_cos, box_sin, *half)
+    front = rectangles_touch(front_x, front_y, ego_cos, ego_sin, 0.0, Vehicle.HALF_WIDTH, box_cos, box_sin, *half)
     away_x, away_y = box_x - ego.x[scene, proposal, time], box_y - ego.y[scene, proposal, time]
     distance = torch.hypot(away_x, away_y)
     cos_bearing = (ego_cos * away_x + ego_sin * away_y) / distance
@@ -134,7 +139,7 @@ def _near(center_x: Tensor, center_y: Tensor, object_x: Tensor, object_y: Tensor
     """(S, T, P, N) bool: circles around ego and object overlap (with some slack), as one matrix product."""
     ones = torch.ones_like(center_x)
     ego = torch.stack([-2.0 * center_x, -2.0 * center_y, center_x**2 + center_y**2, ones], dim=-1).transpose(1, 2)
-    radius = _EGO_RADIUS + torch.hypot(boxes.half_length, boxes.half_width)
+    radius = EGO_RADIUS + torch.hypot(boxes.half_length, boxes.half_width)
     squared = object_x**2 + object_y**2 - radius[:, None] ** 2 - _SLACK
     present = ~torch.isnan(squared) & ~boxes.is_ignored[:, None]
     x, y, squared = (
@@ -144,8 +149,11 @@ def _near(center_x: Tensor, center_y: Tensor, object_x: Tensor, object_y: Tensor
     return torch.matmul(ego, items) <= 0.0
 
 
-def _overlap(dx, dy, cos_a, sin_a, length_a, width_a, cos_b, sin_b, length_b, width_b) -> Tensor:
-    """Whether two rectangles touch: separating axes. (dx, dy) leads from centre a to b; sizes are half sizes."""
+def rectangles_touch(dx, dy, cos_a, sin_a, length_a, width_a, cos_b, sin_b, length_b, width_b) -> Tensor:
+    """Whether two rectangles touch or overlap, by separating axes; elementwise.
+
+    dx, dy: from centre a to centre b;  lengths and widths are half sizes, 0 makes a rectangle a line segment
+    """
     cos = torch.abs(cos_a * cos_b + sin_a * sin_b)
     sin = torch.abs(sin_a * cos_b - cos_a * sin_b)
     return (

@@ -50,10 +50,9 @@ class PolygonGrid:
     edge_polygon: np.ndarray
     count: int
 
-    def masks(self, members: np.ndarray) -> np.ndarray:
-        """(W,) int64 words with the bits of the polygons selected by a boolean array (P,)."""
+    def words(self, chosen: np.ndarray) -> np.ndarray:
+        """(W,) int64 words with the bits of the polygons `chosen` by index."""
         words = np.zeros(len(self.base), np.int64)
-        chosen = np.flatnonzero(members)
         np.bitwise_or.at(words, chosen // BITS, np.int64(1) << (chosen % BITS))
         return words
 

@@ -1,0 +1,201 @@
+"""Scenes packed for the metrics: polygons in a grid, boxes over time, centreline, red lights, as tensors.
+
+`prepare` packs one metric cache (numpy, can be sent to another process), `SceneBatch.of` puts prepared scenes behind
+one another on a device. Coordinates are relative to the ego position now of each scene, so that float64 keeps its
+precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from navsim_eval.metrics.areas import DrivableAreas
+from navsim_eval.metrics.collision import STOPPED_SPEED
+from navsim_eval.metrics.footprint import Boxes
+from navsim_eval.metrics.polygons import PolygonBatch, PolygonGrid, build_grid
+from navsim_eval.metrics.polyline import Polylines
+from navsim_eval.metrics.traffic_light import RedLights
+from navsim_eval.pdm.dynamics import interpolate_poses, interpolate_trajectory, sample_times_us
+from navsim_eval.pdm.types import AreaKind, MetricCache, StateIndex
+
+REFERENCE_STEP_US = 100_000
+_DRIVABLE = (AreaKind.ROADBLOCK, AreaKind.INTERSECTION, AreaKind.CARPARK)
+# The polygon grid covers where the ego can normally get to; further away scoring is as exact, but slower.
+_MIN_REACH, _MAX_REACH, _REACH_TIME, _REACH_MARGIN = 48.0, 112.0, 4.5, 32.0
+
+
+@dataclass(frozen=True)
+class PreparedScene:
+    """A metric cache packed for scoring (numpy). Coordinates are relative to `origin`, the ego position now.
+
+    centerline: (M, 2);  object_poses: (T, N, 3), NaN where absent;  half_sizes: (N, 2) half length and width
+    areas:      words (W,) of the grid's polygons by role (see `DrivableAreas`)
+    red_lights: (R,) index of each red light's connector in the grid (v2; v1 looks at no red light)
+    """
+
+    cache: MetricCache
+    origin: np.ndarray
+    grid: PolygonGrid
+    areas: dict[str, np.ndarray]
+    red_lights: np.ndarray
+    centerline: np.ndarray
+    object_poses: np.ndarray
+    half_sizes: np.ndarray
+    is_agent: np.ndarray
+    is_stopped: np.ndarray
+
+
+def prepare(cache: MetricCache) -> PreparedScene:
+    """Pack a metric cache for scoring; worth keeping when a scene is scored more than once."""
+    state, drivable, seen = cache.initial_state, cache.drivable_map, cache.observation
+    origin = np.array(state[:2], np.float64)
+    speed = float(np.hypot(state[StateIndex.VX], state[StateIndex.VY]))
+    reach = float(np.clip(_REACH_TIME * speed + _REACH_MARGIN, _MIN_REACH, _MAX_REACH))
+    red_polygons = seen.red_light_polygons if cache.metric == "epdms_v2" else seen.red_light_polygons[:0]
+    grid = build_grid(np.concatenate([drivable.polygons, red_polygons]), origin, reach)
+    kinds = np.asarray(drivable.kinds)
+    is_lane = np.isin(kinds, (AreaKind.LANE, AreaKind.LANE_CONNECTOR))
+    areas = {
+        "lanes": grid.words(np.flatnonzero(is_lane)),
+        "route_lanes": grid.words(np.flatnonzero(is_lane & drivable.on_route)),
+        "drivable": grid.words(np.flatnonzero(np.isin(kinds, _DRIVABLE))),
+        "intersections": grid.words(np.flatnonzero(kinds == AreaKind.INTERSECTION)),
+    }
+    return PreparedScene(
+        cache=cache,
+        origin=origin,
+        grid=grid,
+        areas=areas,
+        red_lights=len(kinds) + np.arange(len(red_polygons)),
+        centerline=np.asarray(cache.centerline, np.float64)[:, :2] - origin,
+        object_poses=np.asarray(seen.poses, np.float64) - np.append(origin, 0.0),
+        half_sizes=np.asarray(seen.sizes, np.float64) / 2.0,
+        is_agent=np.asarray(seen.is_agent, bool),
+        is_stopped=~np.asarray(seen.is_agent, bool) | (np.asarray(seen.speed) <= STOPPED_SPEED),
+    )
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """S prepared scenes as tensors on one device."""
+
+    metric: str
+    origin: Tensor  # (S, 2)
+    initial_state: Tensor  # (S, 11), relative to the origin
+    start_time_us: Tensor  # (S,)
+    reference_poses: Tensor  # (S, 41, 3) of the reference plan at the sample times, relative to the origin
+    areas: DrivableAreas
+    centerline: Polylines
+    boxes: Boxes
+    red_lights: RedLights
+    history: list[Tensor | None]  # (H, 11) each
+    human_poses: Tensor | None  # (S, 8, 3) relative to the ego now; None under pdms_v1
+
+    @staticmethod
+    def of(scenes: Sequence[PreparedScene], device: str = "cpu", ignored_tokens: Sequence[str] = ()) -> SceneBatch:
+        """Put scenes behind one another; objects whose track token is ignored can never be hit."""
+        origin = torch.from_numpy(np.stack([scene.origin for scene in scenes])).to(device)
+        initial = np.stack([scene.cache.initial_state for scene in scenes]).astype(np.float64)
+        initial[:, :2] -= np.stack([scene.origin for scene in scenes])
+        start = torch.tensor([scene.cache.start_time_us for scene in scenes], device=device)
+        polygons = PolygonBatch.of([scene.grid for scene in scenes], device)
+        width = len(polygons.base)
+        roles = {
+            role: torch.from_numpy(
+                np.stack([np.pad(scene.areas[role], (0, width - len(scene.areas[role]))) for scene in scenes], axis=1)
+            ).to(device)
+            for role in ("lanes", "route_lanes", "drivable", "intersections")
+        }
+        return SceneBatch(
+            metric=scenes[0].cache.metric,
+            origin=origin,
+            initial_state=torch.from_numpy(initial).to(device),
+            start_time_us=start,
+            reference_poses=_sampled_reference(scenes, start),
+            areas=DrivableAreas(polygons, **roles),
+            centerline=Polylines.of([scene.centerline for scene in scenes], device),
+            boxes=_pack_boxes(scenes, device, set(ignored_tokens)),
+            red_lights=_pack_red_lights(scenes, width, device),
+            history=[_history(scene, device) for scene in scenes],
+            human_poses=_human_poses(scenes, device),
+        )
+
+    def sample(self, trajectories: Tensor) -> Tensor:
+        """Trajectories (S, N, T, 3) in the ego frame as poses (S, N, 41, 3) at 10 Hz, relative to the origins."""
+        return interpolate_trajectory(self.initial_state[:, None, :3], self.start_time_us[:, None], trajectories)
+
+
+def _sampled_reference(scenes: Sequence[PreparedScene], start_time_us: Tensor) -> Tensor:
+    """Reference plans at the sample times of trajectories (which may lie 1 us before the plans' own)."""
+    poses = np.stack([scene.cache.reference_poses - np.append(scene.origin, 0.0) for scene in scenes])
+    times = start_time_us[:, None] + REFERENCE_STEP_US * torch.arange(poses.shape[1], device=start_time_us.device)
+    return interpolate_poses(torch.from_numpy(poses).to(times.device), times, sample_times_us(start_time_us))
+
+
+def _pack_boxes(scenes: Sequence[PreparedScene], device: str, ignored_tokens: set[str]) -> Boxes:
+    steps = min(len(scene.object_poses) for scene in scenes)
+    count = max(1, *(len(scene.is_agent) for scene in scenes))
+    poses = np.full((len(scenes), steps, count, 3), np.nan)
+    sizes = np.zeros((len(scenes), count, 2))
+    flags = np.zeros((3, len(scenes), count), bool)
+    for i, scene in enumerate(scenes):
+        n = len(scene.is_agent)
+        poses[i, :, :n] = scene.object_poses[:steps]
+        sizes[i, :n] = scene.half_sizes
+        flags[0, i, :n], flags[1, i, :n] = scene.is_agent, scene.is_stopped
+        if ignored_tokens:
+            flags[2, i, :n] = [token in ignored_tokens for token in scene.cache.observation.tokens]
+    x, y, heading = torch.from_numpy(poses).to(device).unbind(-1)
+    half_length, half_width = torch.from_numpy(sizes).to(device).unbind(-1)
+    return Boxes(
+        x.contiguous(),
+        y.contiguous(),
+        torch.cos(heading),
+        torch.sin(heading),
+        half_length.contiguous(),
+        half_width.contiguous(),
+        *torch.from_numpy(flags).to(device),
+    )
+
+
+def _pack_red_lights(scenes: Sequence[PreparedScene], width: int, device: str) -> RedLights:
+    steps = min(len(scene.cache.observation.red_light_active) for scene in scenes)
+    count = max(len(scene.red_lights) for scene in scenes)
+    active = np.zeros((len(scenes), steps, count), bool)
+    words = np.zeros((width, len(scenes), steps), np.int64)
+    bounds = np.zeros((len(scenes), count, 4))
+    runs = np.zeros((2, len(scenes), count), np.int64)  # first edge and number of edges
+    edges = [np.zeros((0, 4))]
+    for i, scene in enumerate(scenes):
+        n, grid = len(scene.red_lights), scene.grid
+        active[i, :, :n] = scene.cache.observation.red_light_active[:steps, :n]
+        for time in range(steps if n else 0):
+            words[: len(grid.base), i, time] = grid.words(scene.red_lights[active[i, time, :n]])
+        for light, polygon in enumerate(scene.red_lights):
+            own = grid.edges[grid.edge_polygon == polygon]
+            xs, ys = own[:, [0, 2]], own[:, [1, 3]]
+            bounds[i, light] = xs.min(), ys.min(), xs.max(), ys.max()
+            runs[:, i, light] = sum(map(len, edges)), len(own)
+            edges.append(own)
+    ax, ay, bx, by = np.concatenate(edges).T
+    length, direction = np.hypot(bx - ax, by - ay), np.arctan2(by - ay, bx - ax)
+    packed = np.stack([(ax + bx) / 2, (ay + by) / 2, np.cos(direction), np.sin(direction), length / 2])
+    tensors = (torch.from_numpy(array).to(device) for array in (active, words, bounds, *runs, packed))
+    return RedLights(*tensors)
+
+
+def _human_poses(scenes: Sequence[PreparedScene], device: str) -> Tensor | None:
+    poses = [scene.cache.human_poses for scene in scenes]
+    if scenes[0].cache.metric == "pdms_v1" or any(item is None for item in poses):
+        return None
+    return torch.from_numpy(np.stack(poses).astype(np.float64)).to(device)
+
+
+def _history(scene: PreparedScene, device: str) -> Tensor | None:
+    states = scene.cache.history_states
+    return None if states is None else torch.from_numpy(np.asarray(states, np.float64)).to(device)
