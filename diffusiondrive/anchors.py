@@ -8,16 +8,19 @@ bounds what the planner has to correct.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
+from navsim_eval.files import atomic_write
 from navsim_eval.scene import COMMANDS
 
 NUM_POSES = 8
@@ -200,3 +203,33 @@ def load_anchors(path: Path | str) -> np.ndarray:
     if not np.isfinite(anchors).all():
         raise DataError(path, "holds values that are not finite", remedy=remedy)
     return anchors.astype(np.float32)
+
+
+def write_anchors(folder: Path, anchors: np.ndarray, rows: Sequence[CoverageRow], config: AnchorConfig) -> Path:
+    """Write anchors.npy and coverage.json (rows and the settings they come from); returns the path of the anchors."""
+
+    def save(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.save(file, anchors)
+
+    report = {
+        "split": config.split,
+        "num": config.num,
+        "seed": config.seed,
+        "restarts": config.restarts,
+        "measure": "mean distance over eight poses to the nearest anchor [m]",
+        "rows": [asdict(row) for row in rows],
+    }
+    atomic_write(folder / "coverage.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return atomic_write(folder / "anchors.npy", save)
+
+
+def coverage_table(rows: Sequence[CoverageRow]) -> Table:
+    """The coverage for a terminal."""
+    table = Table("command", "speed", title="distance of human plans to the nearest anchor [m]")
+    for name in ("plans", "mean", "median", "p90", "worst"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = (f"{value:.2f}" for value in (row.mean, row.median, row.p90, row.worst))
+        table.add_row(row.command, row.speed, str(row.count), *numbers)
+    return table
