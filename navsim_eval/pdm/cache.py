@@ -20,7 +20,7 @@ from navsim_eval.formats.maps import RoadMap
 from navsim_eval.pdm.drivable import build_drivable_map
 from navsim_eval.pdm.lane_graph import lane_graph
 from navsim_eval.pdm.observation import FRAME_STEPS, forecast, recorded_observation, resample, without_tracks_at
-from navsim_eval.pdm.reference import plan_reference
+from navsim_eval.pdm.reference import ReferencePlan, plan_reference
 from navsim_eval.pdm.route import Route, correct_route, route_centerline, starting_lane
 from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation, StateIndex
 from navsim_eval.scene import Frame, Scene
@@ -38,6 +38,11 @@ def build_metric_cache(scene: Scene, road_map: RoadMap, metric: str = "pdms_v1")
     Raises DataError where the scene cannot be scored (no route in this map, too few or unlabelled future frames) and
     UserError for an unknown metric.
     """
+    return build_with_plan(scene, road_map, metric)[0]
+
+
+def build_with_plan(scene: Scene, road_map: RoadMap, metric: str) -> tuple[MetricCache, ReferencePlan]:
+    """As `build_metric_cache`, together with the reference planner's proposals and their scores."""
     if metric not in FUTURE_FRAMES:
         raise UserError(f"metric '{metric}' is unknown; choose one of {', '.join(FUTURE_FRAMES)}")
     frame, graph = scene.current, lane_graph(road_map)
@@ -61,7 +66,7 @@ def build_metric_cache(scene: Scene, road_map: RoadMap, metric: str = "pdms_v1")
         unknown_route_ids=np.array(route.unknown, dtype=np.str_),
     )
     plan = plan_reference(cache, road_map.speed_limit(start), forecast(frame, road_map, route.lanes))
-    return replace(cache, reference_poses=plan.poses)
+    return replace(cache, reference_poses=plan.poses), plan
 
 
 def initial_state(frame: Frame) -> np.ndarray:

@@ -105,7 +105,8 @@ class ProposalDriver:
             before = progress[..., t - 1]
             lead[..., t, :] = lead[..., t - 1, :] if t % SNAPSHOT_STEPS else self._leads.at(t, before, paths)
             progress[..., t] = before + SIMULATION_DT * speed[..., t - 1]
-            acceleration = idm_acceleration(before, speed[..., t - 1], lead[..., t, :], target)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # speed limits of (nearly) zero
+                acceleration = idm_acceleration(before, speed[..., t - 1], lead[..., t, :], target)
             speed[..., t] = speed[..., t - 1] + SIMULATION_DT * acceleration
 
 

@@ -45,7 +45,7 @@ def plan_reference(scene: MetricCache, speed_limit: float | None, forecast: Fore
     state = scene.initial_state
     driver = ProposalDriver(scene.centerline, state[StateIndex.POSE], state[StateIndex.VX], speed_limit, forecast)
     proposals = driver.drive()
-    if not np.isfinite(proposals.poses).all():
+    if not np.isfinite(proposals.progress).all():
         problem = f"the reference plan is not finite (speed limit {speed_limit})"
         raise DataError(scene.token, problem, field="map", remedy="check lane geometry and speed limit of the map")
     states = simulate(state, proposals.poses)
