@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusiondrive.backbone import FusionBackbone, resize
@@ -113,9 +114,15 @@ class Perception(nn.Module):
 
     def planning_map(self, tokens: Tensor, neck: Tensor) -> Tensor:
         """Coarse tokens (with their positions) and the neck map, cell by cell: (B, D, *map_size)."""
-        cells = tokens[:, :-1].transpose(1, 2).unflatten(2, self.coarse_size)  # (B, D, h, w)
-        stacked = torch.cat([resize(cells, neck.shape[-2:]), neck], dim=1)
-        return self.map_projection(stacked.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        linear, *rest = self.map_projection
+        to_tokens, to_neck = linear.weight.split([tokens.shape[-1], neck.shape[1]], dim=1)
+        # Resizing and a linear layer commute, so the tokens' share is computed on the coarse grid.
+        coarse = F.linear(tokens[:, :-1], to_tokens).transpose(1, 2).unflatten(2, self.coarse_size)  # (B, D, h, w)
+        x = F.linear(neck.permute(0, 2, 3, 1), to_neck, linear.bias)  # (B, H, W, D)
+        x = x + resize(coarse, neck.shape[-2:]).permute(0, 2, 3, 1)
+        for module in rest:
+            x = module(x)
+        return x.permute(0, 3, 1, 2)
 
 
 class AgentHead(nn.Module):
