@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from navsim_eval.errors import UserError
@@ -89,7 +90,7 @@ class _Worker:
     """A process that answers every list of items with a list of (value, error)."""
 
     def __init__(self, function: Callable[[Any], Any]):
-        context = multiprocessing.get_context("spawn")  # a forked child would inherit locked locks of torch and BLAS
+        context = _context(function)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
         with _one_thread_per_worker():
@@ -191,6 +192,21 @@ class _Pool:
         return len(chunk.indices)
 
 
+def _context(function: Callable[[Any], Any]) -> Any:
+    """How processes start: forked from a clean server that has imported what `function` needs, once for all workers.
+
+    Forking this process instead would copy locks that threads of torch or BLAS hold; spawning would import everything
+    again in every worker.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    target = getattr(function, "__self__", function)
+    module = target.__module__ if isinstance(target, FunctionType | type) else type(target).__module__
+    context.set_forkserver_preload(["__main__", module])
+    return context
+
+
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     """Body of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run is interrupted
@@ -205,17 +221,17 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
         except (BrokenPipeError, ConnectionResetError):
             return
         except Exception as error:  # a result that cannot be pickled must not look like a crash
-            connection.send([(None, f"result cannot be sent back: {_describe(error)}")] * len(items))
+            connection.send([(None, f"result cannot be sent back: {describe_error(error)}")] * len(items))
 
 
 def _attempt(function: Callable[[Any], Any], item: Any) -> tuple[Any, str | None]:
     try:
         return function(item), None
     except Exception as error:
-        return None, _describe(error)
+        return None, describe_error(error)
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """One line; an error not meant for users also says where it was raised."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
