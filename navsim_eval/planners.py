@@ -61,7 +61,7 @@ class Planner(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScenePlanner:
     """A planner given by a function of one scene: `trajectory_of(scene) -> (8, 3)`."""
 

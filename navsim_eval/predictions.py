@@ -1,13 +1,14 @@
 """Plans on disk: the file that joins inference and scoring.
 
 An npz with `tokens` (S,) str, `trajectories` (S, 1, 8, 3), optionally `candidates` (S, M, 8, 3) and `logits` (S, M),
-and `manifest`, a JSON text. `tools/score.py` reads the same file.
+`scene_*` (S,) what reports group by, and `manifest`, a JSON text. `tools/score.py` reads the same file.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import numpy as np
 
 from navsim_eval.errors import DataError
 from navsim_eval.files import atomic_write
+from navsim_eval.scene import COMMANDS, Scene
 
 FORMAT_VERSION = 1
+_FACT = "scene_"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Predictions:
     tokens:       (S,) str
     trajectories: (S, 8, 3)     what is judged
     candidates:   (S, M, 8, 3)  or None;  logits: (S, M) or None
+    facts:        what reports group scenes by: log, map, command (S,) str, speed (S,) [m/s]
     manifest:     planner, split, seed, what the split held, failures {token: reason}, environment
     """
 
@@ -34,12 +38,14 @@ class Predictions:
     trajectories: np.ndarray
     candidates: np.ndarray | None = None
     logits: np.ndarray | None = None
+    facts: dict[str, np.ndarray] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path | str) -> Path:
         """Write atomically; returns the path."""
         arrays = {"tokens": np.asarray(self.tokens, str), "trajectories": self.trajectories[:, None]}
         arrays |= {k: v for k, v in (("candidates", self.candidates), ("logits", self.logits)) if v is not None}
+        arrays |= {_FACT + name: values for name, values in self.facts.items()}
         manifest = json.dumps({"format_version": FORMAT_VERSION, **self.manifest})
 
         def write(temporary: Path) -> None:
@@ -69,4 +75,16 @@ class Predictions:
         expected = (len(tokens), 1, 8, 3)
         if trajectories.shape != expected:
             raise DataError(path, f"shape {trajectories.shape}, expected {expected}", field="trajectories")
-        return cls(tokens, trajectories[:, 0], arrays.get("candidates"), arrays.get("logits"), manifest)
+        facts = {name.removeprefix(_FACT): values for name, values in arrays.items() if name.startswith(_FACT)}
+        return cls(tokens, trajectories[:, 0], arrays.get("candidates"), arrays.get("logits"), facts, manifest)
+
+
+def scene_facts(scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
+    """`Predictions.facts` of scenes."""
+    frames = [scene.current for scene in scenes]
+    return {
+        "log": np.array([frame.log_name for frame in frames], str),
+        "map": np.array([frame.map_name for frame in frames], str),
+        "command": np.array([COMMANDS[int(np.argmax(frame.driving_command))] for frame in frames], str),
+        "speed": np.array([np.hypot(*frame.ego_velocity) for frame in frames]),
+    }

@@ -126,7 +126,8 @@ class Results:
 class Coverage:
     """How many scenes a score speaks for.
 
-    expected: scenes that the split lists;  found: of these, readable ones;  planned: with a plan;  scored
+    expected: scenes that the split lists, or has on disk;  found: readable ones;  planned: with a plan;  scored
+    lost_logs: logs that are listed but absent, or unreadable (their scenes may not be counted in `expected`)
     reasons:  token or file → why it is not scored
     """
 
@@ -134,20 +135,24 @@ class Coverage:
     found: int
     planned: int
     scored: int
+    lost_logs: int = 0
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        return 0 < self.expected == self.scored
+        return 0 < self.expected == self.scored and not self.lost_logs
 
     @property
     def verdict(self) -> str:
-        return "complete" if self.complete else f"partial: {self.scored} of {self.expected}"
+        if self.complete:
+            return "complete"
+        lost = f" ({self.lost_logs} logs missing or unreadable)" if self.lost_logs else ""
+        return f"partial: {self.scored} of {self.expected}{lost}"
 
     def as_dict(self, listed: int = 20) -> dict[str, Any]:
+        counts = ("expected", "found", "planned", "scored", "lost_logs")
         reasons = dict(list(self.reasons.items())[:listed])
-        return {"expected": self.expected, "found": self.found, "planned": self.planned, "scored": self.scored,
-                "not_scored": len(self.reasons), "first_reasons": reasons}  # fmt: skip
+        return {**{name: getattr(self, name) for name in counts}, "first_reasons": reasons}
 
 
 def make_summary(

@@ -1,0 +1,392 @@
+"""Evaluate planners on a split, in two stages joined by a file.
+
+    split ─► infer (batches) ─► predictions.npz ─► score (process pool) ─► scores.csv, summary.json ─► report.html
+                                                     ▲
+                                    metric caches (built once, shared by all planners)
+
+Either stage can be run alone. Nothing is dropped in silence: a scene that cannot be read, planned or scored is counted,
+named in the summary, and takes the headline away.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from navsim_eval import selfcheck
+from navsim_eval.config import DataConfig
+from navsim_eval.dataset import SceneDataset
+from navsim_eval.environment import describe_environment
+from navsim_eval.errors import DataError, UserError
+from navsim_eval.executor import describe_error, run_jobs, usable_cores
+from navsim_eval.metric_caches import MetricCaches
+from navsim_eval.pdm.types import MetricCache
+from navsim_eval.planners import NUM_POSES, Planner, Plans, make_baseline
+from navsim_eval.predictions import Predictions, scene_facts
+from navsim_eval.report.build import Run, write_report
+from navsim_eval.results import FORMATS, Coverage, Results, make_summary, save_json
+from navsim_eval.scene import Scene
+from navsim_eval.scoring import prepare, score
+
+STAGES = ("all", "infer", "score")
+SCENES_PER_JOB = 32
+
+# Opens a progress display: (title, total) → context manager that gives a function to be told how many items are done.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+CacheOf = Callable[[Scene], MetricCache]
+PlannerFactory = Callable[[str, "EvaluateConfig", CacheOf], Planner]
+
+
+@dataclass
+class EvaluateConfig:
+    """What to evaluate, and where results go.
+
+    planner:      name or checkpoint folder, or a list of them
+    split:        a published split, or a folder under navsim_logs/
+    metric:       pdms_v1, epdms_v2, or a list
+    stage:        all; infer (write predictions only); score (read them again)
+    output_dir:   results; one folder per planner (and per metric) below it where several are asked for
+    metric_cache: folder of metric caches, one sub-folder a metric; empty: <output_dir>/metric_cache
+    cache:        feature cache (tools/cache.py) for planners that see; empty: straight from the sensors
+    max_scenes:   stop after so many scenes (0: all)
+    workers:      processes that build metric caches and score (0: as many as cores and scenes allow)
+    batch_size, seed, device: of inference; a plan depends on (seed, token) only, never on the batch
+    report:       write report.html;  report_scenes: how many of the best and of the worst scenes are drawn
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    planner: Any = "constant_velocity"
+    split: str = "test"
+    metric: Any = "pdms_v1"
+    stage: str = "all"
+    output_dir: str = ""
+    metric_cache: str = ""
+    cache: str = ""
+    max_scenes: int = 0
+    workers: int = 0
+    batch_size: int = 16
+    seed: int = 0
+    device: str = "auto"
+    report: bool = True
+    report_scenes: int = 3
+
+    def __post_init__(self) -> None:
+        self.planner, self.metric = _as_list(self.planner), _as_list(self.metric)
+        self.output_dir = self.output_dir or os.environ.get("NAVSIM_EXP_ROOT", "outputs") + "/evaluate"
+        self.metric_cache = self.metric_cache or str(Path(self.output_dir) / "metric_cache")
+        if self.stage not in STAGES:
+            raise UserError(f"stage='{self.stage}' is none of {', '.join(STAGES)}")
+        if not self.planner or len(set(self.planner)) < len(self.planner):
+            raise UserError(f"planner={self.planner}: name at least one, and each once")
+        for metric in self.metric:
+            if metric not in FORMATS:
+                raise UserError(f"metric='{metric}' is unknown; choose from {', '.join(FORMATS)}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: must be at least 1")
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A `Progress` that shows nothing."""
+    return nullcontext(lambda done: None)
+
+
+def baseline(name: str, config: EvaluateConfig, cache_of: CacheOf) -> Planner:
+    """A `PlannerFactory` that knows the baselines only."""
+    return make_baseline(name, cache_of)
+
+
+def evaluate(
+    config: EvaluateConfig, planner_factory: PlannerFactory = baseline, progress: Progress = silent
+) -> list[Run]:
+    """Run the stages asked for; returns one `Run` per planner and metric (none for stage=infer).
+
+    Raises UserError for a wrong configuration, an empty split, missing predictions, or when the numeric self-check
+    fails. Broken scenes do not raise: they are counted in the summaries.
+    """
+    dataset = SceneDataset.from_config(config.data, config.split, max_scenes=config.max_scenes or None)
+    caches = {
+        metric: MetricCaches(config.data, dataset, metric, Path(config.metric_cache) / metric)
+        for metric in config.metric
+    }
+    first = caches[config.metric[0]]
+    planners = [planner_factory(name, config, lambda scene: first[scene.token]) for name in config.planner]
+    if len({planner.name for planner in planners}) < len(planners):
+        for planner, name in zip(planners, _short_names(config.planner), strict=True):
+            planner.name = name
+    folders = planner_folders(config)
+
+    workers = config.workers or min(usable_cores(), -(-len(dataset) // SCENES_PER_JOB))
+
+    if config.stage != "infer":
+        selfcheck.require_sound()
+        for metric, store in caches.items():
+            with progress(f"metric caches ({metric})", len(dataset)) as advance:
+                store.build(workers, advance)
+    if config.stage != "score":
+        for planner, folder in zip(planners, folders, strict=True):
+            with progress(f"plans of {planner.name}", len(dataset)) as advance:
+                predictions = infer(planner, dataset, config.batch_size, config.seed, advance)
+            predictions.save(folder / "predictions.npz")
+    if config.stage == "infer":
+        return []
+
+    made = [load_predictions(folder / "predictions.npz", config.split, dataset) for folder in folders]
+    runs = []
+    for metric, store in caches.items():
+        started = time.perf_counter()
+        with progress(f"scores ({metric})", len(dataset)) as advance:
+            scored = score_predictions(made, store, workers, advance)
+        seconds = round(time.perf_counter() - started, 2)
+        for predictions, results, folder in zip(made, scored, folders, strict=True):
+            target = folder if len(caches) == 1 else folder / metric
+            runs.append(_write_run(predictions, results, dataset, target, seconds))
+    if config.report:
+        write_report(Path(config.output_dir) / "report.html", runs, first, config.report_scenes)
+    return runs
+
+
+def _write_run(predictions: Predictions, results: Results, dataset: SceneDataset, folder: Path, seconds: float) -> Run:
+    """Write `scores.csv` and `summary.json` of one planner under one metric."""
+    manifest = predictions.manifest
+    summary = make_summary(
+        results, coverage_of(dataset, predictions, results), planner=manifest["planner"], split=dataset.split.name,
+        seed=manifest["seed"], seconds={"infer": manifest["seconds"], "score_all_planners": seconds},
+        environment=describe_environment(),
+    )  # fmt: skip
+    results.save_csv(folder / "scores.csv")
+    save_json(folder / "summary.json", summary)
+    return Run(results, summary, predictions, folder)
+
+
+def planner_folders(config: EvaluateConfig) -> list[Path]:
+    """Where each planner's files go: the output folder itself, or a folder each where there are several."""
+    root = Path(config.output_dir)
+    return [root] if len(config.planner) == 1 else [root / name for name in _short_names(config.planner)]
+
+
+# --- stage 1: infer --------------------------------------------------------------------------------------------------
+
+
+def infer(
+    planner: Planner, dataset: SceneDataset, batch_size: int, seed: int, progress: Callable[[int], None] | None = None
+) -> Predictions:
+    """Plans for every readable scene. A scene whose files are broken is left out and named in the manifest."""
+    started = time.perf_counter()
+    tokens: list[str] = []
+    plans: list[Plans] = []
+    facts: list[dict[str, np.ndarray]] = []
+    failures: dict[str, str] = {}
+    for scenes, unreadable in _batches(dataset, batch_size):
+        failures |= unreadable
+        for part, planned in _plan(planner, scenes, failures):
+            tokens += [scene.token for scene in part]
+            plans.append(planned)
+            facts.append(scene_facts(part))
+        if progress:
+            progress(len(scenes) + len(unreadable))
+    if not plans:
+        raise UserError(f"{planner.name}: no scene could be planned; first reason: {next(iter(failures.values()))}")
+    manifest = {
+        "planner": {"name": planner.name, **planner.describe()},
+        "split": dataset.split.name,
+        "seed": seed,
+        "expected": _expected(dataset),
+        "failures": failures,
+        "seconds": round(time.perf_counter() - started, 2),
+        "environment": describe_environment(),
+    }
+    return Predictions(
+        np.array(tokens, str),
+        np.concatenate([part.trajectory for part in plans]),
+        _joined([part.candidates for part in plans]),
+        _joined([part.logits for part in plans]),
+        {name: np.concatenate([part[name] for part in facts]) for name in facts[0]},
+        manifest,
+    )
+
+
+def _batches(dataset: SceneDataset, size: int) -> Iterator[tuple[list[Scene], dict[str, str]]]:
+    """Scenes in the order of the split, `size` tokens at a time, and those that cannot be read with the reason."""
+    for start in range(0, len(dataset), size):
+        scenes, unreadable = [], {}
+        for token in dataset.tokens[start : start + size]:
+            try:
+                scenes.append(dataset[token])
+            except DataError as error:
+                unreadable[token] = str(error)
+        yield scenes, unreadable
+
+
+def _plan(planner: Planner, scenes: list[Scene], failures: dict[str, str]) -> Iterator[tuple[list[Scene], Plans]]:
+    """Plan a batch; where a scene's files are broken, plan the others one by one and note the failure."""
+    if not scenes:
+        return
+    try:
+        yield scenes, planner.plan(scenes)
+        return
+    except DataError as error:
+        if len(scenes) == 1:
+            failures[scenes[0].token] = str(error)
+            return
+    for scene in scenes:
+        yield from _plan(planner, [scene], failures)
+
+
+def load_predictions(path: Path, split: str, dataset: SceneDataset) -> Predictions:
+    """Read predictions and make sure that they are of this split. Raises DataError otherwise."""
+    predictions = Predictions.load(path)
+    made_for = predictions.manifest.get("split")
+    if made_for != split:
+        raise DataError(path, f"made for split '{made_for}', not '{split}'", remedy="run with stage=all")
+    if strangers := [token for token in predictions.tokens if token not in dataset]:
+        problem = f"{len(strangers)} tokens are not in split {split} (first: {strangers[0]})"
+        raise DataError(path, problem, remedy="the data changed or max_scenes is smaller; run with stage=all")
+    return predictions
+
+
+# --- stage 2: score --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Consecutive scenes of one log, and N plans for each; the first `context` scenes only serve metrics that pair.
+
+    trajectories: (n, N, 8, 3), NaN where a planner has no plan
+    """
+
+    tokens: list[str]
+    trajectories: np.ndarray
+    context: int
+
+
+@dataclass(frozen=True)
+class _ScoreJob:
+    """What a worker does with a job: columns {name: (n - context, N)}, and {token: reason} of unscorable scenes."""
+
+    caches: MetricCaches
+
+    def __call__(self, job: _Job) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        failures, rows, prepared = {}, [], []
+        for row, token in enumerate(job.tokens):
+            try:
+                prepared.append(prepare(self.caches[token]))
+                rows.append(row)
+            except Exception as error:  # one odd scene must not take its neighbours along; it is counted and named
+                failures[token] = describe_error(error)
+        columns = {name: np.full(job.trajectories.shape[:2], np.nan) for name in FORMATS[self.caches.metric].columns}
+        if rows:
+            table = score(prepared, job.trajectories[rows], metric=self.caches.metric)
+            for name, values in columns.items():
+                values[rows] = table.columns[name].reshape(len(rows), -1)
+        return {name: values[job.context :] for name, values in columns.items()}, failures
+
+
+def score_predictions(
+    predictions: Sequence[Predictions],
+    caches: MetricCaches,
+    workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Results]:
+    """Score the plans of several planners together, so that each scene is prepared once.
+
+    Results hold one row for every scene of the split, failed ones included, in split order.
+    """
+    tokens = caches.dataset.tokens
+    place = {token: index for index, token in enumerate(tokens)}
+    trajectories = np.full((len(tokens), len(predictions), NUM_POSES, 3), np.nan)
+    for index, made in enumerate(predictions):
+        trajectories[[place[token] for token in made.tokens.tolist()], index] = made.trajectories
+
+    columns = {name: np.full(trajectories.shape[:2], np.nan) for name in FORMATS[caches.metric].columns}
+    unscored: dict[str, str] = {}
+    jobs = list(_jobs(caches, trajectories))
+    for job, outcome in zip(jobs, run_jobs(_ScoreJob(caches), jobs, workers=workers), strict=True):
+        mine = job.tokens[job.context :]
+        if outcome.ok:
+            scored, failed = outcome.value
+            for name, values in columns.items():
+                values[[place[token] for token in mine]] = scored[name]
+            unscored |= failed
+        else:
+            unscored |= dict.fromkeys(mine, outcome.error)
+        if progress:
+            progress(len(mine))
+    return [
+        Results(
+            caches.metric,
+            np.array(tokens, str),
+            {name: values[:, index] for name, values in columns.items()},
+            _reasons(made, tokens, columns["score"][:, index], unscored),
+        )
+        for index, made in enumerate(predictions)
+    ]
+
+
+def _jobs(caches: MetricCaches, trajectories: np.ndarray) -> Iterator[_Job]:
+    """At most SCENES_PER_JOB scenes of one log each; where neighbours are paired, the preceding scene comes along."""
+    tokens, log_of = caches.dataset.tokens, caches.dataset.log_of
+    paired = "two_frame_extended_comfort" in FORMATS[caches.metric].columns
+    start = 0
+    while start < len(tokens):
+        log, stop = log_of(tokens[start]), start + 1
+        while stop < len(tokens) and stop - start < SCENES_PER_JOB and log_of(tokens[stop]) == log:
+            stop += 1
+        context = int(paired and start > 0 and log_of(tokens[start - 1]) == log)
+        yield _Job(list(tokens[start - context : stop]), trajectories[start - context : stop], context)
+        start = stop
+
+
+def _reasons(
+    predictions: Predictions, tokens: Sequence[str], scores: np.ndarray, unscored: dict[str, str]
+) -> dict[str, str]:
+    """Why each scene without a score has none."""
+    unplanned, reasons = predictions.manifest["failures"], {}
+    for token, value in zip(tokens, scores, strict=True):
+        if not np.isfinite(value):
+            why = unplanned.get(token) or unscored.get(token)
+            reasons[token] = why or "the plan, or its simulation, has poses that are not finite"
+    return reasons
+
+
+def coverage_of(dataset: SceneDataset, predictions: Predictions, results: Results) -> Coverage:
+    """Expected against found, planned and scored scenes, with every reason."""
+    account = dataset.coverage
+    reasons = dict(account.logs_broken)
+    reasons |= dict.fromkeys(account.logs_missing, "log is not on disk")
+    reasons |= dict.fromkeys(account.tokens_missing, "token is in no log on disk")
+    return Coverage(
+        expected=_expected(dataset),
+        found=len(dataset),
+        planned=len(predictions.tokens),
+        scored=int(results.valid.sum()),
+        lost_logs=len(account.logs_broken) + len(account.logs_missing),
+        reasons=reasons | dict(results.failures),
+    )
+
+
+def _expected(dataset: SceneDataset) -> int:
+    listed = dataset.coverage.scenes_expected
+    return len(dataset) if listed is None else listed
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    return None if any(part is None for part in parts) else np.concatenate(parts)
+
+
+def _as_list(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def _short_names(planners: list[str]) -> list[str]:
+    """Last part of each path where that tells them apart, else the whole path in one word."""
+    names = [Path(name).name for name in planners]
+    if len(set(names)) == len(names):
+        return names
+    return [name.strip(os.sep).replace(os.sep, "_") for name in planners]

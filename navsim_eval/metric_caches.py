@@ -1,0 +1,87 @@
+"""The metric caches of a split on disk: built once, in parallel, resumable; read by scoring and by privileged planners.
+
+A store is a folder of packed shards (`navsim_eval.shards`), one record a scene: the arrays of
+`navsim_eval.pdm.cache.to_arrays` and the sizes of the log and map file that they were made from, so that a store which
+outlived its data is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from navsim_eval.config import DataConfig
+from navsim_eval.dataset import SceneDataset
+from navsim_eval.errors import DataError
+from navsim_eval.formats.maps import MapStore
+from navsim_eval.pdm.cache import FORMAT_VERSION, build_metric_cache, from_arrays, to_arrays
+from navsim_eval.pdm.types import MetricCache
+from navsim_eval.shards import BuildReport, ShardReader, build_shards
+
+_SOURCE = "source_bytes"
+_DEFLATED = ("drivable_map.polygons.wkb", "observation.poses", "observation.red_light_polygons.wkb", "centerline")
+
+
+class MetricCaches:
+    """Metric caches of one split under one metric version. Picklable: workers reopen the files.
+
+    folder: of the store; None, or a folder without a store: every cache is computed when it is asked for
+    """
+
+    def __init__(self, data: DataConfig, dataset: SceneDataset, metric: str, folder: Path | str | None = None):
+        self.dataset, self.metric = dataset, metric
+        self.folder = None if folder is None else Path(folder)
+        self.maps = MapStore(data.maps, data.map_version)
+
+    def __getitem__(self, token: str) -> MetricCache:
+        """Cache of a scene. Raises DataError when it cannot be built, or was built from other files."""
+        if self._reader is None or token not in self._reader:
+            return self._build(token)
+        arrays = dict(self._reader[token])
+        if not np.array_equal(arrays.pop(_SOURCE), self._source(token, arrays["map_name"].item())):
+            problem = f"scene {token} was cached from another version of its log or map"
+            raise DataError(self.folder, problem, remedy="delete this metric cache and run again")
+        return from_arrays(arrays)
+
+    def arrays(self, token: str) -> dict[str, np.ndarray]:
+        """What the store keeps of a scene, computed now."""
+        cache = self._build(token)
+        return {**to_arrays(cache), _SOURCE: self._source(token, cache.map_name)}
+
+    def build(self, workers: int = 0, progress: Callable[[int], None] | None = None) -> BuildReport:
+        """Fill the store with the scenes that it lacks. A scene that fails is counted and named in the report."""
+        self.__dict__.pop("_reader", None)
+        report = build_shards(
+            self.folder, self.manifest, self.dataset.tokens, self.arrays,
+            deflate=_DEFLATED, workers=workers, progress=progress,
+        )  # fmt: skip
+        self.__dict__.pop("_reader", None)
+        return report
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What distinguishes this store from others."""
+        return {
+            "content": "metric_cache",
+            "cache_version": FORMAT_VERSION,
+            "metric": self.metric,
+            "split": self.dataset.split.name,
+        }
+
+    @cached_property
+    def _reader(self) -> ShardReader | None:
+        stored = self.folder is not None and (self.folder / "manifest.json").exists()
+        return ShardReader(self.folder, expect=self.manifest) if stored else None
+
+    def _build(self, token: str) -> MetricCache:
+        scene = self.dataset[token]
+        return build_metric_cache(scene, self.maps.get(scene.map_name), metric=self.metric)
+
+    def _source(self, token: str, map_name: str) -> np.ndarray:
+        """(2,) int64 bytes of the log and of the map that a scene comes from."""
+        paths = self.dataset.logs / f"{self.dataset.log_of(token)}.pkl", self.maps.path(map_name)
+        return np.array([path.stat().st_size for path in paths], np.int64)
