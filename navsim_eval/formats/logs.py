@@ -150,7 +150,7 @@ def _annotations(field: _FieldReader) -> Annotations:
 
 def _strings(field: _FieldReader, key: str) -> np.ndarray:
     """Field as an array of str; an empty one may be stored as float64."""
-    return field.parse(key, lambda values: np.array([str(value) for value in values], dtype=np.str_))
+    return field.parse(key, lambda values: np.array(values, dtype=np.str_).reshape(-1))
 
 
 def _traffic_lights(lights: Any) -> tuple[tuple[str, bool], ...]:

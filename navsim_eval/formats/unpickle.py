@@ -8,7 +8,10 @@ file cannot alter them for the next one.
 from __future__ import annotations
 
 import collections
+import io
 import pickle
+import pickletools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ def load_pickle(path: Path | str, extra: Mapping[tuple[str, str], Any] | None = 
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            content = _RestrictedUnpickler(file, {**_allowed(), **(extra or {})}).load()
+        stream = path.read_bytes()
+        _walk(stream)
+        content = _RestrictedUnpickler(io.BytesIO(stream), {**_allowed(), **(extra or {})}).load()
     except FileNotFoundError as error:
         raise DataError(path, "no such file", remedy="check data.root (or $OPENSCENE_DATA_ROOT)") from error
     except OSError as error:
@@ -59,6 +63,71 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return self._allowed[module, name]
         except KeyError:
             raise _ForbiddenName(f"asks for {module}.{name}, which is not allowed in a data file") from None
+
+
+def _opcodes(argument_bytes: int) -> bytes:
+    """Character class of the opcodes with an argument of that many bytes (STOP and LONG_BINPUT apart)."""
+    codes = [
+        op.code for op in pickletools.opcodes if (op.arg.n if op.arg else 0) == argument_bytes and op.code not in ".r"
+    ]
+    return b"[" + b"".join(re.escape(code.encode("latin1")) for code in codes) + b"]"
+
+
+# A run of opcodes of fixed length, memo indices below 2^24, and the 16-character tokens that logs are full of.
+_RUN = re.compile(
+    b"(?:"
+    + b"|".join(_opcodes(size) + b"." * size for size in (0, 1, 2, 4, 8))
+    + b"|r...\x00|\x8c\x10.{16})*+",
+    re.DOTALL,
+)
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_LINES = {"c": 2, "i": 2}  # GLOBAL and INST are followed by two lines, other text opcodes by one
+
+
+def _walk(stream: bytes) -> None:
+    """Check that the opcodes end in STOP within the file and that no memo index exceeds the file's size.
+
+    The unpickler allocates memory up to the largest index it meets, so that eight hostile or damaged bytes would
+    otherwise take 64 GB. Raises ValueError.
+    """
+    position = 0
+    while True:
+        position = _RUN.match(stream, position).end()
+        code = stream[position : position + 1].decode("latin1")
+        if code == ".":
+            return
+        if code == "r":
+            index, end = int.from_bytes(stream[position + 1 : position + 5], "little"), position + 5
+            if index > len(stream):
+                raise ValueError(f"memo index {index}")
+        elif code not in pickletools.code2op:
+            raise ValueError("it ends early" if not code else f"unknown opcode {code!r}")
+        else:
+            end = _end_of_argument(stream, position + 1, pickletools.code2op[code])
+        if end > len(stream):
+            raise ValueError("it ends early")
+        position = end
+
+
+def _end_of_argument(stream: bytes, position: int, opcode: pickletools.OpcodeInfo) -> int:
+    if opcode.arg is None or opcode.arg.n >= 0:  # cut off by the end of the file
+        return len(stream) + 1
+    if opcode.arg.n in _LENGTH_BYTES:
+        first = position + _LENGTH_BYTES[opcode.arg.n]
+        return first + int.from_bytes(stream[position:first], "little")
+    start = position
+    for _ in range(_LINES.get(opcode.code, 1)):
+        position = stream.find(b"\n", position) + 1
+        if position == 0:
+            return len(stream) + 1
+    if opcode.name == "PUT" and int(stream[start:position]) > len(stream):
+        raise ValueError(f"memo index {int(stream[start:position])}")
+    return position
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
