@@ -26,7 +26,7 @@ _MOUNTS: Mapping[str, tuple[tuple[float, float, float], float]] = {
 }
 
 
-def intrinsics(width: int, height: int) -> np.ndarray:
+def intrinsics(height: int, width: int) -> np.ndarray:
     """(3, 3) pinhole matrix [px] of an image of this size; the published one at 1920 × 1080."""
     focal = FOCAL_LENGTH_PX * width / REFERENCE_WIDTH
     cx, cy = PRINCIPAL_POINT_PX[0] * width / REFERENCE_WIDTH, PRINCIPAL_POINT_PX[1] * height / REFERENCE_HEIGHT
@@ -39,12 +39,12 @@ def viewing_rotation(yaw: float) -> np.ndarray:
     return np.array([[s, 0.0, c], [-c, 0.0, s], [0.0, -1.0, 0.0]])
 
 
-def with_sensors(frame: Frame, width: int, height: int) -> Frame:
+def with_sensors(frame: Frame, height: int, width: int) -> Frame:
     """The frame with calibrations and with the paths at which its images and point cloud lie, if they are rendered.
 
     Images have no lens distortion. Paths are relative to the sensor folder of the split.
     """
-    matrix = intrinsics(width, height)
+    matrix = intrinsics(height, width)
     cameras = {
         name: Camera(
             path=Path(frame.log_name) / name / f"{frame.token}.jpg",

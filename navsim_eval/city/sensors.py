@@ -1,0 +1,101 @@
+"""Camera images and point clouds of a city's scenes, rendered log by log.
+
+Only frames that are the current one of a scene get sensor files, as in NAVSIM's own downloads. Files that are there
+already are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from navsim_eval.city.network import LOCATIONS
+from navsim_eval.city.selection import FUTURE_FRAMES, HISTORY_FRAMES
+from navsim_eval.errors import UserError
+from navsim_eval.formats.logs import read_log
+from navsim_eval.formats.maps import MapStore, RoadMap
+from navsim_eval.formats.sensors import write_image, write_point_cloud
+from navsim_eval.geometry import to_global
+from navsim_eval.scene import CAMERAS, Frame
+
+SENSOR_SETS = {"none": (), "front": ("CAM_L0", "CAM_F0", "CAM_R0"), "all": CAMERAS}
+BRAKING_M_S = 0.4  # loss of speed within a frame interval that lights the brake lamps
+STANDING_M_S = 0.3
+
+
+def require_renderer() -> None:
+    """Raises UserError with the remedy where the packages for ray casting are missing."""
+    try:
+        import navsim_eval.city.render  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"rendering sensors needs '{error.name}': pip install -e '.[city]', or city.sensors=none"
+        ) from error
+
+
+@dataclass(frozen=True)
+class RenderLog:
+    """Renders the current frames of a log; sent to every worker once."""
+
+    split: str
+    root: Path
+    maps: Path
+    sensors: str
+    size: tuple[int, int]
+    seed: int
+
+    @cached_property
+    def road_map(self) -> RoadMap:
+        return MapStore(self.maps).get(LOCATIONS[self.split].name)
+
+    @cached_property
+    def renderer(self) -> Any:
+        from navsim_eval.city.render import Renderer
+
+        return Renderer(self.road_map, seed=self.seed)
+
+    def __call__(self, log_name: str) -> int:
+        frames = read_log(self.root / "navsim_logs" / self.split / f"{log_name}.pkl")
+        folder = self.root / "sensor_blobs" / self.split
+        rendered = 0
+        for number in range(HISTORY_FRAMES, len(frames) - FUTURE_FRAMES):
+            frame, wanted = frames[number], SENSOR_SETS[self.sensors]
+            missing = tuple(name for name in wanted if not (folder / frame.cameras[name].path).is_file())
+            cloud = folder / frame.lidar_path
+            if missing:
+                braking = braking_tracks(frames[number - 1], frame, self.road_map)
+                for name, image in self.renderer.render(frame, missing, self.size, braking).items():
+                    write_image(folder / frame.cameras[name].path, image)
+            if not cloud.is_file():
+                write_point_cloud(cloud, self.renderer.point_cloud(frame))
+            rendered += bool(missing)
+        return rendered
+
+
+def braking_tracks(before: Frame, frame: Frame, road_map: RoadMap) -> frozenset[str]:
+    """Track tokens of vehicles whose brake lights are on: they lose speed, or stand in a lane rather than parked."""
+    earlier = dict(
+        zip(before.annotations.track_tokens.tolist(), np.hypot(*before.annotations.velocity.T).tolist(), strict=True)
+    )
+    now = frame.annotations
+    speed = np.hypot(*now.velocity.T)
+    slower = np.array(
+        [v < earlier.get(t, v) - BRAKING_M_S for t, v in zip(now.track_tokens.tolist(), speed, strict=True)]
+    )
+    centres = shapely.points(to_global(frame.ego_pose, now.boxes[:, [0, 1, 6]])[:, :2])
+    standing = (speed < STANDING_M_S) & _on(road_map, "lanes_polygons", "intersections", points=centres)
+    braking = (now.names == "vehicle") & (slower | standing)
+    return frozenset(now.track_tokens[braking].tolist())
+
+
+def _on(road_map: RoadMap, *layers: str, points: np.ndarray) -> np.ndarray:
+    """(N,) bool: the point is inside a polygon of one of the layers."""
+    inside = np.zeros(len(points), bool)
+    for layer in layers:
+        inside[road_map.layer(layer).tree.query(points, predicate="within")[0]] = True
+    return inside
