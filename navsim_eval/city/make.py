@@ -25,9 +25,9 @@ from navsim_eval.executor import run_jobs
 from navsim_eval.files import atomic_write
 from navsim_eval.formats.geopackage import list_layers, read_layer, read_meta, write_geopackage
 from navsim_eval.formats.maps import DEFAULT_VERSION_FILE
+from navsim_eval.formats.splits import CITY_MANIFEST
 
 FORMAT_VERSION = 1
-MANIFEST = "city.json"
 SCENES_PER_DISTRICT = 60
 MIN_SCENES_PER_DISTRICT = 15  # small splits still mix styles of streets
 MAX_EXTRA_DISTRICTS = 8
@@ -143,7 +143,7 @@ class _Manifest:
 
     @staticmethod
     def open(root: Path, config: CityConfig) -> _Manifest:
-        path = root / MANIFEST
+        path = root / CITY_MANIFEST
         wanted = {
             "format": FORMAT_VERSION,
             "seed": config.seed,

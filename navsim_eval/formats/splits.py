@@ -21,6 +21,7 @@ from navsim_eval.errors import DataError, UserError
 from navsim_eval.files import atomic_write
 
 LOGS_FOLDER = "navsim_logs"
+CITY_MANIFEST = "city.json"  # beside `navsim_logs/`: this data root is a synthetic city
 LOG_LIST_FILE = "default_train_val_test_log_split.yaml"
 LOG_PARTS = ("train", "val", "test")
 
@@ -127,9 +128,12 @@ def find_split(name: str, root: Path | str, filters: Path | str = "") -> Split:
     root:    data root, holds `navsim_logs/`
     filters: folder with NAVSIM's split files (`train_test_split` of a devkit checkout), or empty
 
-    A split file in `filters` comes first; then the published splits that need no list of tokens (mini, trainval, test:
-    windows do not overlap); then any folder under `navsim_logs/` (stride 1). Raises UserError that lists what there is.
+    In a synthetic city a split is a folder. Elsewhere a split file in `filters` comes first; then the published splits
+    that need no list of tokens (mini, trainval, test: windows do not overlap); then any folder under `navsim_logs/`.
+    A folder stands for all its windows at stride 1. Raises UserError that lists what there is.
     """
+    if (Path(root) / CITY_MANIFEST).is_file() and name in _log_folders(Path(root)):
+        return Split(name, name, SceneFilter(frame_interval=1))
     if filters and not Path(filters).is_dir():
         raise UserError(f"data.filters={filters} is not a folder; it is NAVSIM's config/common/train_test_split")
     published = PUBLISHED_SPLITS.get(name)
