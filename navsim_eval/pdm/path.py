@@ -49,21 +49,24 @@ class Path:
     def _unwrapped(self) -> np.ndarray:
         return np.column_stack([self.poses[:, :2], np.unwrap(self.poses[:, 2])])
 
+    @cached_property
+    def _slope(self) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):  # doubled vertices; queries never fall between them
+            return np.diff(self._unwrapped, axis=0) / np.diff(self.arc_length)[:, None]
+
     def project(self, points: np.ndarray) -> np.ndarray:
         """Arc length (...) of the point of the path nearest to each of (..., 2) points; saturates at both ends."""
         return shapely.line_locate_point(self.line, shapely.points(points))
 
     def interpolate(self, arc_length: np.ndarray) -> np.ndarray:
-        """Poses (..., 3) at arc lengths (...), clipped to the path; heading wrapped, undefined values 0."""
-        query = np.clip(np.asarray(arc_length, np.float64), MIN_ARC_LENGTH, self.length)
-        high = np.clip(np.searchsorted(self.arc_length, query), 1, len(self.poses) - 1)
-        low = high - 1
-        span = self.arc_length[high] - self.arc_length[low]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a path shorter than MIN_ARC_LENGTH
-            slope = (self._unwrapped[high] - self._unwrapped[low]) / span[..., None]
-            poses = self._unwrapped[low] + slope * (query - self.arc_length[low])[..., None]
+        """Poses (..., 3) at arc lengths (...), clipped to the path; heading wrapped, NaN becomes 0."""
+        query = np.minimum(np.maximum(arc_length, MIN_ARC_LENGTH), self.length)
+        # before the first vertex: a path of no length; behind the last one: NaN
+        segment = np.clip(np.searchsorted(self.arc_length, query) - 1, 0, len(self.poses) - 2)
+        poses = self._unwrapped[segment] + self._slope[segment] * (query - self.arc_length[segment])[..., None]
         poses[..., 2] = wrap_angle(poses[..., 2])
-        return np.nan_to_num(poses, nan=0.0)
+        poses[np.isnan(poses)] = 0.0
+        return poses
 
     def shifted(self, offset: float) -> Path:
         """Parallel path `offset` metres to the left (negative: to the right); headings stay."""
