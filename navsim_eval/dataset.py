@@ -55,11 +55,10 @@ class Coverage:
 
     def __str__(self) -> str:
         logs = self.logs_found + len(self.logs_missing) + len(self.logs_broken)
-        expected = self.scenes_found if self.scenes_expected is None else self.scenes_expected
+        expected = self.scenes_found if self.complete else self.scenes_expected
+        scenes = f"{self.scenes_found} scenes" if expected is None else f"{self.scenes_found} of {expected} scenes"
         state = "complete" if self.complete else "partial"
-        lines = [
-            f"split {self.split}: {state}: {self.scenes_found} of {expected} scenes, {self.logs_found} of {logs} logs"
-        ]
+        lines = [f"split {self.split}: {state}: {scenes}, {self.logs_found} of {logs} logs"]
         if self.logs_missing:
             lines.append(f"{len(self.logs_missing)} logs missing on disk ({_first(self.logs_missing)})")
         if self.logs_broken:

@@ -287,12 +287,14 @@ def _annotations_dict(annotations: Annotations, frame_token: str) -> dict[str, A
 
 
 def _yaw_rates(frames: Sequence[Frame]) -> np.ndarray:
-    """(n,) heading rate [rad/s] by differences of neighbouring frames; zero for a single frame."""
+    """(n,) heading rate [rad/s] by differences of neighbouring frames; zero where time stands still."""
     if len(frames) < 2:
         return np.zeros(len(frames))
     headings = np.unwrap([frame.ego_pose[2] for frame in frames])
     seconds = np.array([frame.timestamp_us for frame in frames], np.int64)
-    return np.gradient(headings, (seconds - seconds[0]) * 1e-6)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = np.gradient(headings, (seconds - seconds[0]) * 1e-6)
+    return np.where(np.isfinite(rates), rates, 0.0)
 
 
 def _derived_token(*parts: str) -> str:
