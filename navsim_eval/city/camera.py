@@ -12,7 +12,8 @@ import numpy as np
 
 from navsim_eval.scene import Camera
 
-_UNDISTORT_ITERATIONS = 25
+_UNDISTORT_ITERATIONS = 40
+_UNDISTORT_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -108,5 +109,8 @@ def undistort(distorted: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         radial = 1.0 + r2 * (k1 + r2 * (k2 + r2 * k3))
         dx = 2.0 * p1 * x * y + p2 * (r2 + 2.0 * x * x)
         dy = p1 * (r2 + 2.0 * y * y) + 2.0 * p2 * x * y
+        last = x
         x, y = (distorted[..., 0] - dx) / radial, (distorted[..., 1] - dy) / radial
+        if np.abs(x - last).max() < _UNDISTORT_TOLERANCE:
+            break
     return np.stack([x, y], axis=-1)

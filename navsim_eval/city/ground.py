@@ -20,9 +20,10 @@ import shapely
 from navsim_eval.city.textures import noise
 from navsim_eval.formats.maps import RoadMap
 
-TILE = 1024  # texels per side of a tile and of a window
+TILE = 512  # texels per side of a tile
+WINDOW = 1024  # texels per side of a window
 TEXEL_M = 0.04  # of level 0; each level doubles it
-LEVELS = 5
+LEVELS = 4
 CURB_HEIGHT_M = 0.13
 CURB_COLOR = np.array([158, 156, 150], np.uint8)
 
@@ -30,6 +31,8 @@ GRASS, WALKWAY, CURB, ASPHALT, CARPARK = range(5)
 _PALETTE = np.array(
     [[96, 113, 64], [166, 162, 154], [184, 181, 173], [86, 87, 90], [98, 98, 98]], np.uint8
 )
+_LOOK_UP = np.zeros((1, 256, 3), np.uint8)
+_LOOK_UP[0, : len(_PALETTE)] = _PALETTE
 _WHITE = np.array([226, 226, 220], np.float32)
 _YELLOW = np.array([222, 178, 52], np.float32)
 _ROAD_LAYERS = (
@@ -40,16 +43,16 @@ _DASHED, _SOLID = 0, 2
 _DASH_M, _GAP_M = 3.0, 4.5
 _LINE_M, _CENTER_LINE_M, _STOP_LINE_M = 0.15, 0.40, 0.40
 _SHIFT = 4  # fractional bits of OpenCV's vertices
-_MAX_TILES = 40
+_MAX_TILES = 72
 
 ShadowSource = Callable[[float, float, float, float], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A square piece of ground of TILE × TILE texels.
+    """A square piece of ground.
 
-    pixels: (TILE, TILE, 4) uint8 R, G, B and 255 where the ground is a raised sidewalk
+    pixels: (WINDOW, WINDOW, 4) uint8 R, G, B and 255 where the ground is a raised sidewalk
     origin: (2,) float64 global position of the corner of texel (0, 0);  texel: side of a texel [m]
     """
 
@@ -74,15 +77,11 @@ class GroundPainter:
     def window(self, level: int, x: float, y: float) -> Window:
         """A fresh copy of the ground around (x, y), which is at most half a texel from the window's centre."""
         texel = TEXEL_M * 2**level
-        column, row = round(x / texel) - TILE // 2, round(y / texel) - TILE // 2
-        pixels = np.empty((TILE, TILE, 4), np.uint8)
-        tile_x, tile_y = column // TILE, row // TILE
-        dx, dy = column - tile_x * TILE, row - tile_y * TILE
-        for iy, rows_out, rows_in in _halves(dy):
-            for ix, columns_out, columns_in in _halves(dx):
-                if rows_out.start != rows_out.stop and columns_out.start != columns_out.stop:
-                    tile = self._tile(level, tile_x + ix, tile_y + iy)
-                    pixels[rows_out, columns_out] = tile[rows_in, columns_in]
+        column, row = round(x / texel) - WINDOW // 2, round(y / texel) - WINDOW // 2
+        pixels = np.empty((WINDOW, WINDOW, 4), np.uint8)
+        for iy, rows_out, rows_in in _pieces(row):
+            for ix, columns_out, columns_in in _pieces(column):
+                pixels[rows_out, columns_out] = self._tile(level, ix, iy)[rows_in, columns_in]
         return Window(pixels, np.array([column * texel, row * texel]), texel)
 
     def _tile(self, level: int, ix: int, iy: int) -> np.ndarray:
@@ -102,12 +101,11 @@ class GroundPainter:
         side = TILE * texel
         canvas = _Canvas(ix * side, iy * side, side, TILE if level == 0 else 2 * TILE)
         surface = self._surface(canvas)
-        colors = _shade(surface, level, self._seed)
+        colors = _shade(surface, ix, iy, level, self._seed)
         white, yellow = self._markings(canvas)
         _blend(colors, white, _WHITE)
         _blend(colors, yellow, _YELLOW)
-        raised = np.where((surface == WALKWAY) | (surface == CURB), np.uint8(255), np.uint8(0))
-        image = np.dstack([colors, raised])
+        image = cv2.merge([*cv2.split(colors), cv2.inRange(surface, WALKWAY, CURB)])
         if canvas.size != TILE:
             image = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_AREA)
         if self._shadows is not None:
@@ -132,6 +130,8 @@ class GroundPainter:
         """Coverage (size, size) uint8 of white and of yellow paint."""
         white = np.zeros((canvas.size, canvas.size), np.uint8)
         yellow = np.zeros_like(white)
+        strokes: list[np.ndarray] = []
+        centers: list[np.ndarray] = []
         boundaries = self._map.layer("boundaries")
         if len(boundaries):
             kinds = boundaries.columns["boundary_type_fid"]
@@ -139,15 +139,15 @@ class GroundPainter:
                 if kinds[row] not in (_DASHED, _SOLID):
                     continue
                 if row in self._centers:
-                    canvas.line(yellow, shapely.get_coordinates(boundaries.geometries[row]), _CENTER_LINE_M)
-                    canvas.gap(yellow, shapely.get_coordinates(boundaries.geometries[row]), 0.14)
+                    centers.append(shapely.get_coordinates(boundaries.geometries[row]))
                 else:
-                    for points in self._strokes(row, int(kinds[row])):
-                        canvas.line(white, points, _LINE_M)
+                    strokes += self._strokes(row, int(kinds[row]))
+        canvas.lines(white, strokes, _LINE_M)
+        canvas.lines(yellow, centers, _CENTER_LINE_M)
+        canvas.gaps(yellow, centers, 0.14)
         for polygon in self._polygons("crosswalks", canvas):
             self._zebra(white, canvas, polygon)
-        for line in self.stop_lines:
-            canvas.line(white, line, _STOP_LINE_M)
+        canvas.lines(white, [line for line in self.stop_lines if canvas.near(line)], _STOP_LINE_M)
         return white, yellow
 
     def _strokes(self, row: int, kind: int) -> list[np.ndarray]:
@@ -192,9 +192,9 @@ class GroundPainter:
         for ring in self._shadows(*canvas.bounds):
             small.fill_ring(mask, ring, 255)
         if mask.any():
-            image[..., :3] = cv2.multiply(
-                image[..., :3], cv2.cvtColor(255 - (mask >> 2) - (mask >> 3), cv2.COLOR_GRAY2RGB), scale=1.0 / 255.0
-            )
+            dark = cv2.multiply(mask, np.full_like(mask, 255), scale=0.38 / 255.0)
+            lit = cv2.merge([*([255 - dark] * 3), np.full_like(mask, 255)])
+            cv2.multiply(image, lit, dst=image, scale=1.0 / 255.0)
 
     def _polygons(self, layer_name: str, canvas: _Canvas) -> Iterable[shapely.Geometry]:
         layer = self._map.layer(layer_name)
@@ -307,26 +307,39 @@ class _Canvas:
                 points = self.vertices(shapely.get_coordinates(ring))
                 cv2.polylines(target, [points], True, value, max(1, round(width / self.texel)), cv2.LINE_8, _SHIFT)
 
-    def line(self, target: np.ndarray, points: np.ndarray, width: float) -> None:
-        """A painted line; thinner than a texel it gets fainter instead."""
-        texels = width / self.texel
-        value = int(round(255 * min(1.0, texels)))
-        layer = [self.vertices(points)]
-        cv2.polylines(target, layer, False, value, max(1, round(texels)), cv2.LINE_AA, _SHIFT)
+    def near(self, points: np.ndarray) -> bool:
+        """Whether the bounding box of points (K, 2) comes within a metre of the square."""
+        low, high = points.min(0), points.max(0)
+        return bool(
+            low[0] < self.bounds[2] + 1 and low[1] < self.bounds[3] + 1
+            and high[0] > self.x0 - 1 and high[1] > self.y0 - 1
+        )  # fmt: skip
 
-    def gap(self, target: np.ndarray, points: np.ndarray, width: float) -> None:
-        """Leave the middle of a line free, making it a double line."""
+    def lines(self, target: np.ndarray, lines: Sequence[np.ndarray], width: float) -> None:
+        """Painted lines; thinner than a texel they get fainter instead."""
+        texels = width / self.texel
+        self._strokes(target, lines, max(1, round(texels)), round(255 * min(1.0, texels)))
+
+    def gaps(self, target: np.ndarray, lines: Sequence[np.ndarray], width: float) -> None:
+        """Leave the middle of lines free, making them double lines."""
         texels = width / self.texel
         if texels >= 1.0:
-            cv2.polylines(target, [self.vertices(points)], False, 0, round(texels), cv2.LINE_AA, _SHIFT)
+            self._strokes(target, lines, round(texels), 0)
+
+    def _strokes(self, target: np.ndarray, lines: Sequence[np.ndarray], thickness: int, value: int) -> None:
+        if lines:
+            split = np.cumsum([len(points) for points in lines])[:-1]
+            pieces = np.split(self.vertices(np.concatenate(lines)), split)
+            cv2.polylines(target, pieces, False, value, thickness, cv2.LINE_AA, _SHIFT)
 
 
-def _halves(offset: int) -> tuple[tuple[int, slice, slice], tuple[int, slice, slice]]:
-    """How a window that starts `offset` texels into tile 0 is put together: (tile, window slice, tile slice) twice."""
-    return (
-        (0, slice(0, TILE - offset), slice(offset, TILE)),
-        (1, slice(TILE - offset, TILE), slice(0, offset)),
-    )
+def _pieces(start: int) -> list[tuple[int, slice, slice]]:
+    """How WINDOW texels from `start` on are put together of tiles: (tile, slice of the window, slice of the tile)."""
+    pieces = []
+    for tile in range(start // TILE, (start + WINDOW - 1) // TILE + 1):
+        low, high = max(start, tile * TILE), min(start + WINDOW, (tile + 1) * TILE)
+        pieces.append((tile, slice(low - start, high - start), slice(low - tile * TILE, high - tile * TILE)))
+    return pieces
 
 
 def _dashes(points: np.ndarray) -> list[np.ndarray]:
@@ -342,27 +355,40 @@ def _dashes(points: np.ndarray) -> list[np.ndarray]:
     return pieces
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
+def _grain_fields(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness factors (1024, 1024) float32 of hard ground and of grass, 4 cm texels, tileable."""
+    size = 2 * TILE
+    hard = 1.0 + 0.045 * noise(size, 0.15, seed + 1) + 0.035 * noise(size, 2.2, seed + 2)
+    grass = 1.0 + 0.10 * noise(size, 0.8, seed + 3) + 0.07 * noise(size, 2.2, seed + 4)
+    return hard, grass
+
+
+@functools.lru_cache(maxsize=2 * LEVELS)
 def _grain(level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness factors · 128 (size, size) uint8 of hard ground and of grass for the canvas of a level."""
-    hard = 1.0 + 0.045 * noise(TILE, 0.15, seed + 1) + 0.035 * noise(TILE, 2.2, seed + 2)
-    grass = 1.0 + 0.10 * noise(TILE, 0.8, seed + 3) + 0.07 * noise(TILE, 2.2, seed + 4)
+    """Brightness factors · 128 uint8 of hard ground and of grass, tileable, in the texels of a level's canvas."""
     result = []
-    for field in (hard, grass):
-        small = TILE >> level
-        if level:
+    for field in _grain_fields(seed):
+        if level:  # canvases of coarser levels are painted at twice their resolution
+            small = len(field) >> (level - 1)
             field = cv2.resize(field, (small, small), interpolation=cv2.INTER_AREA)
-            field = np.tile(field, (1 << level, 1 << level))
-            field = cv2.resize(field, (2 * TILE, 2 * TILE), interpolation=cv2.INTER_LINEAR)
         result.append(np.clip(np.round(field * 128), 0, 255).astype(np.uint8))
     return result[0], result[1]
 
 
-def _shade(surface: np.ndarray, level: int, seed: int) -> np.ndarray:
-    """(n, n, 3) uint8 colours of the surface classes with their grain."""
-    hard, grass = _grain(level, seed)
-    factor = np.where(surface == GRASS, grass, hard)
-    return cv2.multiply(_PALETTE[surface], cv2.cvtColor(factor, cv2.COLOR_GRAY2RGB), scale=1.0 / 128.0)
+def _shade(surface: np.ndarray, ix: int, iy: int, level: int, seed: int) -> np.ndarray:
+    """(n, n, 3) uint8 colours of the surface classes of tile (ix, iy) with their grain."""
+    size = len(surface)
+    factors = []
+    for field in _grain(level, seed):
+        repeat = max(1, size // len(field))
+        field = np.tile(field, (repeat, repeat))
+        row, column = (iy * size) % len(field), (ix * size) % len(field)
+        factors.append(np.ascontiguousarray(field[row : row + size, column : column + size]))
+    hard, grass = factors
+    factor = cv2.copyTo(grass, cv2.inRange(surface, GRASS, GRASS), hard)
+    colors = cv2.LUT(cv2.cvtColor(surface, cv2.COLOR_GRAY2RGB), _LOOK_UP)
+    return cv2.multiply(colors, cv2.cvtColor(factor, cv2.COLOR_GRAY2RGB), scale=1.0 / 128.0)
 
 
 def _blend(colors: np.ndarray, coverage: np.ndarray, paint: np.ndarray) -> None:

@@ -52,19 +52,21 @@ class FacadeAtlas:
 
         footprint: size of a pixel on the wall [m]; picks the level whose texels are about as large.
         """
-        texel = np.float32(FACADE_SIZE_M / _FACADE_PIXELS)
+        side = np.float32(FACADE_SIZE_M)
+        upper = np.float32(FACADE_SIZE_M - FLOOR_M)
         # The exponent bits of a float are the floor of its binary logarithm.
-        level = (np.maximum(footprint / texel, 1.0).astype(np.float32).view(np.int32) >> 23) - 127
-        level = np.minimum(level, len(self.widths) - 1)
-        width = self.widths[level]
-        upper = FACADE_SIZE_M - FLOOR_M
-        v = np.where(height < FACADE_SIZE_M, height, FLOOR_M + np.mod(height - FLOOR_M, np.float32(upper)))
-        u = np.mod(along, np.float32(FACADE_SIZE_M))
-        per_texel = width * np.float32(1.0 / FACADE_SIZE_M)
-        row = np.minimum((v * per_texel).astype(np.int32), width - 1)
-        column = np.minimum((u * per_texel).astype(np.int32), width - 1)
-        index = self.offsets[level] + (style * width + np.maximum(row, 0)) * width + column
-        return self.texels[index].view(np.uint8).reshape(-1, 4)
+        level = (np.maximum(footprint * (_FACADE_PIXELS / side), np.float32(1.0)).view(np.int32) >> 23) - 127
+        np.minimum(level, len(self.widths) - 1, out=level)
+        width = np.take(self.widths, level)
+        above = height - side
+        v = np.where(above < 0.0, height, above - np.floor(above / upper) * upper + np.float32(FLOOR_M))
+        u = along / side
+        row = (v * (width * np.float32(1.0 / FACADE_SIZE_M))).astype(np.int32)
+        column = ((u - np.floor(u)) * width).astype(np.int32)
+        np.clip(row, 0, width - 1, out=row)
+        np.minimum(column, width - 1, out=column)
+        index = np.take(self.offsets, level) + (style * width + row) * width + column
+        return np.take(self.texels, index).view(np.uint8).reshape(-1, 4)
 
 
 @functools.lru_cache(maxsize=2)
@@ -141,12 +143,11 @@ def _pane(image: np.ndarray, x0: int, y0: int, x1: int, y1: int, tone: np.ndarra
 
 @functools.lru_cache(maxsize=2)
 def sky_panorama(seed: int = 0) -> np.ndarray:
-    """(256, 2048 + 1, 3) uint8 sky by elevation (row 0 = horizon) and azimuth; the last column repeats the first."""
+    """(256, 2048, 3) uint8 sky by elevation (row 0 = horizon) and azimuth, without a seam."""
     rows, columns = SKY_SHAPE
     elevation = np.linspace(0.0, 1.0, rows, dtype=np.float32)[:, None, None]
     sky = HORIZON + (ZENITH - HORIZON) * (1.0 - (1.0 - elevation) ** 2.2)
     field = noise(columns, 3.0, seed + 101)[: 4 * rows : 4]
     cover = np.clip((field - 0.1) * 0.55, 0.0, 0.8)[..., None] * np.clip(elevation * 5.0, 0.0, 1.0)
     cloud = np.array([246.0, 247.0, 248.0], np.float32)
-    image = np.clip(sky * (1.0 - cover) + cloud * cover, 0, 255).astype(np.uint8)
-    return np.concatenate([image, image[:, :1]], axis=1)
+    return np.clip(sky * (1.0 - cover) + cloud * cover, 0, 255).astype(np.uint8)

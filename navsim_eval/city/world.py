@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 
 from navsim_eval.city import meshes
-from navsim_eval.city.meshes import FLAT, Mesh
+from navsim_eval.city.meshes import Mesh
 from navsim_eval.city.textures import BAY_M, FLOOR_M
 from navsim_eval.formats.maps import RoadMap
 
@@ -123,7 +123,11 @@ class Scenery:
                 parts.append(layer.geometries[np.sort(layer.tree.query(around))])
         if not parts:
             return shapely.Polygon()
-        return shapely.intersection(shapely.union_all(shapely.buffer(np.concatenate(parts), 0.05)), around)
+        polygons = np.concatenate(parts)
+        broken = ~shapely.is_valid(polygons)
+        polygons[broken] = shapely.buffer(polygons[broken], 0.0)
+        # Neighbours that touch but for a rounding error become one.
+        return shapely.intersection(shapely.union_all(polygons), around).buffer(0.03, quad_segs=1)
 
     # --- traffic lights ---
 
@@ -244,7 +248,12 @@ class _SquareBuilder:
         steps = np.hypot(*np.diff(ring, axis=0).T)
         station = np.concatenate([[0.0], np.cumsum(steps)])
         at = float(self.rng.uniform(0.0, 3.0))
+        low, high = self.origin + 4.0, self.origin + SQUARE_M - 4.0
         while at < station[-1] - 8.0:
+            here = [np.interp(at + 8.0, station, ring[:, k]) for k in (0, 1)]
+            if (here < low).any() or (here > high).any():
+                at += 4.0
+                continue
             width = BAY_M * int(self.rng.integers(3, 8))
             depth = BAY_M * int(self.rng.integers(3, 6))
             height = self._height(tall)
@@ -274,8 +283,6 @@ class _SquareBuilder:
             return None
         along = along / chord
         middle = ends.mean(0)
-        if not self.inner.contains(shapely.Point(middle)):
-            return None
         # The ring keeps the street on its right.
         back = np.array([-along[1], along[0]])
         left, right = middle - along * width / 2.0, middle + along * width / 2.0
@@ -283,7 +290,7 @@ class _SquareBuilder:
         polygon = shapely.Polygon(corners)
         if not self.inner.contains(polygon) or blocked.intersects(polygon):
             return None
-        if any(polygon.intersects(other) for other in self.taken):
+        if self.taken and shapely.intersects(self.taken, polygon).any():
             return None
         return corners
 
@@ -317,12 +324,13 @@ class _SquareBuilder:
             disc = shapely.Point(point).buffer(0.9)
             if paved.intersects(disc) or not self.inner.contains(disc):
                 continue
-            if any(disc.intersects(other) for other in self.taken):
+            if self.taken and shapely.intersects(self.taken, disc).any():
                 continue
             local = point - self.origin
             radius = 0.23 * height
             self.meshes.append(meshes.transform(_tree(kind, int(tone), seed), local, seed * 0.8, 0.0, height))
-            self.thin.append(np.array([[*(local - radius), 0.0], [*(local + radius), height]]))
+            self.thin.append(np.array([[*(local - radius), 0.15 * height], [*(local + radius), height]]))
+            self.thin.append(np.array([[*(local - 0.2), 0.0], [*(local + 0.2), 0.5 * height]]))
             shift = -SUN[:2] / SUN[2] * height * 0.62
             self.shadows.append(point + shift + meshes.circle(radius * 0.9, 10))
 
@@ -417,8 +425,8 @@ def _tree(kind: int, tone: int, seed: int) -> Mesh:
     clumps += [(*(0.11 * np.array([np.cos(a), np.sin(a)])), rng.uniform(0.52, 0.84), rng.uniform(0.10, 0.14))
                for a in np.arange(5) * 1.257 + rng.uniform(0, 1)]  # fmt: skip
     clumps.append((0.0, 0.0, 0.87, 0.125))
-    points, faces, _ = meshes.sphere()
-    for x, y, z, radius in clumps:
+    for place, (x, y, z, radius) in enumerate(clumps):
+        points, faces, _ = meshes.sphere() if place == 0 else meshes.icosahedron()
         bumpy = points * (radius * rng.uniform(0.86, 1.12, (len(points), 1)))
         vertices = bumpy * np.array([1.0, 1.0, 1.0 if kind == 0 else 1.15]) + np.array([x, y, z])
         shade = rng.uniform(0.70, 1.15, (len(faces), 1))
@@ -460,5 +468,3 @@ def signal_mesh(signal: Signal, is_red: bool | None, origin: np.ndarray) -> Mesh
     parts.append(meshes.transform(meshes.merge(local), head, float(np.arctan2(facing[1], facing[0])), height))
     return meshes.merge(parts)
 
-
-__all__ = ["FLAT", "SQUARE_M", "SUN", "Scenery", "Signal", "Square", "signal_mesh"]
