@@ -114,12 +114,12 @@ def _open(path: Path | str) -> Iterator[sqlite3.Connection]:
 def _column(cells: Sequence[object], kind: str) -> np.ndarray:
     """Cells of one column as an array; SQLite types are per cell, so a declared number may still hold text."""
     kind = kind.upper()
-    numeric = any(word in kind for word in ("INT", "REAL", "DOUB", "FLOA", "NUM", "BOOL"))
-    has_null = any(cell is None for cell in cells)
-    if numeric and not any(isinstance(cell, str | bytes) for cell in cells):
-        if has_null or not ("INT" in kind or "BOOL" in kind) or any(isinstance(cell, float) for cell in cells):
-            return np.array([np.nan if cell is None else cell for cell in cells], dtype=np.float64)
-        return np.array(cells, dtype=bool if "BOOL" in kind else np.int64)
+    if any(word in kind for word in ("INT", "REAL", "DOUB", "FLOA", "NUM", "BOOL")):
+        numbers = np.array([np.nan if cell is None else cell for cell in cells] if None in cells else cells)
+        if len(cells) == 0:
+            numbers = numbers.astype(np.int64 if "INT" in kind or "BOOL" in kind else np.float64)
+        if numbers.dtype.kind in "if":
+            return numbers.astype(bool) if "BOOL" in kind and numbers.dtype.kind == "i" else numbers
     column = np.empty(len(cells), dtype=object)
     column[:] = ["" if cell is None else str(cell) for cell in cells]
     return column
@@ -133,7 +133,7 @@ def _geometries(blobs: Sequence[bytes | None], fids: np.ndarray, path: Path | st
     if len(broken):
         fid = fids[broken[0]]
         raise DataError(path, f"geometry of fid {fid} cannot be parsed", field=name, remedy=_DAMAGED)
-    return shapely.force_2d(geometries)
+    return shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries
 
 
 def _well_known_binary(blob: bytes) -> bytes:

@@ -87,11 +87,15 @@ def parse_epsg(text: str) -> tuple[int, bool]:
 
 
 def _apply_series(xi: np.ndarray, eta: np.ndarray, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    north, east = xi, eta
-    for j, coefficient in enumerate(coefficients, start=1):
-        north = north + coefficient * np.sin(2 * j * xi) * np.cosh(2 * j * eta)
-        east = east + coefficient * np.cos(2 * j * xi) * np.sinh(2 * j * eta)
-    return north, east
+    """ζ + Σ c_j sin(2jζ) with ζ = ξ + iη, by Clenshaw's recurrence."""
+    sine, cosine = np.sin(2.0 * xi), np.cos(2.0 * xi)
+    sinh, cosh = np.sinh(2.0 * eta), np.cosh(2.0 * eta)
+    twice_cosine = 2.0 * (cosine * cosh - 1j * sine * sinh)
+    last, before = np.zeros_like(twice_cosine), np.zeros_like(twice_cosine)
+    for coefficient in coefficients[::-1]:
+        last, before = coefficient + twice_cosine * last - before, last
+    total = last * (sine * cosh + 1j * cosine * sinh)
+    return xi + total.real, eta + total.imag
 
 
 def _conformal_tangent(tau: np.ndarray) -> np.ndarray:
