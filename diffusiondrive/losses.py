@@ -102,6 +102,11 @@ def agent_losses(
     Class: mean over B × A. Box: sum of |differences| of all five numbers over the number of valid agents in the batch.
     """
     logits, boxes = agents.logits.float(), agents.states.float()
+    if states.shape != boxes.shape:
+        raise UserError(
+            f"agent_states: targets have shape {tuple(states.shape)}, predictions {tuple(boxes.shape)}; build the "
+            "targets with as many slots as the planner has agent queries (perception.agents)"
+        )
     states, labels = states.to(boxes.dtype), labels.to(boxes.dtype)
     order = match_agents(logits, boxes, states, labels, config)
     states = states.gather(1, order[..., None].expand_as(states))  # targets in the order of the predictions

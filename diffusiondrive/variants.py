@@ -67,7 +67,7 @@ def tiny() -> PlannerConfig:
             map_size=(16, 16),
         ),
         perception=PerceptionConfig(
-            agents=5, decoder_layers=1, heads=2, hidden=32, agent_hidden=32, semantic_size=(16, 32)
+            decoder_layers=1, heads=2, hidden=32, agent_hidden=32, semantic_size=(16, 32)
         ),
         decoder=DecoderConfig(heads=2, hidden=32, point_dims=8),
     )

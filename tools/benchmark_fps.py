@@ -20,7 +20,7 @@ from navsim_eval.command_line import run_tool
 
 
 def main(config: BenchmarkConfig) -> None:
-    with tqdm(total=config.warmup + config.iterations, unit="plan") as bar:
+    with tqdm(total=config.warmup + config.iterations, unit="plan", delay=0.1) as bar:
         result = benchmark(config, bar.update)
     Console().print(as_table(result))
     print(f"written: {config.output}")

@@ -148,13 +148,7 @@ def load(name: str, seed: int) -> DiffusionDrive:
 def feature_config(planner: DiffusionDrive) -> FeatureConfig:
     """The features that a planner reads."""
     backbone = planner.config.backbone
-    height, width = backbone.image_size
-    return FeatureConfig(
-        camera_height=height,
-        camera_width=width,
-        lidar_cells=backbone.lidar_size[0],
-        lidar_range=planner.config.perception.range_m,
-    )
+    return FeatureConfig.for_sizes(backbone.image_size, backbone.lidar_size, planner.config.perception.range_m)
 
 
 def usable_scenes(config: BenchmarkConfig, features: FeatureConfig) -> list[Scene]:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusiondrive.decoder import CascadeDecoder, Denoised
 from diffusiondrive.features import CAMERAS, FeatureConfig, camera_feature, lidar_feature, status_feature, to_float
 from diffusiondrive.planner import DiffusionDrive, choose
-from diffusiondrive.sampler import clean_sample, label_tensor
+from diffusiondrive.sampler import sample
 from navsim_eval.formats.sensors import read_image, read_point_cloud
 from navsim_eval.scene import Scene
 
@@ -92,13 +93,23 @@ def planner_stages(
     cache = planner.decoder.prepare(context)
     current = planner.initial.start(noise, planner.schedule)
     clock.stop("prepare")
-    schedule = planner.schedule
-    for number, (label, next_label) in enumerate(zip(schedule.labels, schedule.next_labels, strict=True), 1):
-        denoised = planner.decoder.denoise(current, label_tensor(label, current), cache)
-        if number < len(schedule.labels):
-            current = planner.kernel.step(current, clean_sample(denoised, planner.space), label, next_label)
-        clock.stop(f"pass {number}")
+    timed = _TimedDenoiser(planner.decoder, clock)
+    denoised = sample(current, timed, cache, planner.schedule, planner.kernel).passes[-1]
     poses, logits = denoised.poses[-1], denoised.logits[-1]
     trajectory = choose(poses, planner.selector.select(poses, logits)).cpu()
     clock.stop("select")
     return trajectory, clock.milliseconds()
+
+
+class _TimedDenoiser:
+    """The planner's decoder, with a mark after every pass (the update between passes counts to the later one)."""
+
+    def __init__(self, decoder: CascadeDecoder, clock: StageClock):
+        self.decoder, self.clock, self.space = decoder, clock, decoder.space
+        self.passes = 0
+
+    def denoise(self, current: Tensor, label: Tensor, cache: tuple) -> Denoised:
+        denoised = self.decoder.denoise(current, label, cache)
+        self.passes += 1
+        self.clock.stop(f"pass {self.passes}")
+        return denoised

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -33,4 +34,4 @@ def test_rate_stays_between_its_bounds_and_falls_after_the_warmup(total: int, wa
     rates = [warmup_cosine(step, total, warmup, 1.0, 0.1) for step in range(total)]
     assert all(0.0 < rate <= 1.0 + 1e-12 for rate in rates)
     tail = rates[warmup:]
-    assert all(b <= a + 1e-12 for a, b in zip(tail, tail[1:], strict=False))
+    assert all(b <= a + 1e-12 for a, b in pairwise(tail))
