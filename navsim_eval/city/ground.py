@@ -359,7 +359,7 @@ def _dashes(points: np.ndarray) -> list[np.ndarray]:
 def _grain_fields(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Brightness factors (1024, 1024) float32 of hard ground and of grass, 4 cm texels, tileable."""
     size = 2 * TILE
-    hard = 1.0 + 0.045 * noise(size, 0.15, seed + 1) + 0.035 * noise(size, 2.2, seed + 2)
+    hard = 1.0 + 0.035 * noise(size, 0.15, seed + 1) + 0.035 * noise(size, 2.2, seed + 2)
     grass = 1.0 + 0.10 * noise(size, 0.8, seed + 3) + 0.07 * noise(size, 2.2, seed + 4)
     return hard, grass
 

@@ -127,7 +127,7 @@ def circle(radius: float, corners: int, phase: float = 0.0) -> np.ndarray:
 
 
 def profile(outline: np.ndarray, half_width: float) -> Part:
-    """Side view (x, z) (K, 2), convex, clockwise seen from +y … extruded from -half_width to +half_width along y."""
+    """A convex side view (x, z) (K, 2), up the rear and down the front, given a width along y."""
     k = len(outline)
     left = np.c_[outline[:, 0], np.full(k, half_width), outline[:, 1]]
     right = np.c_[outline[:, 0], np.full(k, -half_width), outline[:, 1]]
@@ -200,6 +200,7 @@ class Template:
 
 
 def _template(*parts: tuple[str, Part]) -> Template:
+    """Put parts together and stretch them to fill the unit box."""
     vertices, faces, roles, groups = [], [], [], []
     v = g = 0
     for role, (points, triangles, group) in parts:
@@ -209,8 +210,10 @@ def _template(*parts: tuple[str, Part]) -> Template:
         groups.append(group + g)
         v += len(points)
         g += int(group.max()) + 1
+    points = np.concatenate(vertices)
+    low, high = points.min(0), points.max(0)
     return Template(
-        np.concatenate(vertices).astype(np.float32),
+        ((points - low) / (high - low) - np.array([0.5, 0.5, 0.0])).astype(np.float32),
         np.concatenate(faces).astype(np.int32),
         np.concatenate(roles).astype(np.int32),
         np.concatenate(groups).astype(np.int32),
@@ -222,11 +225,11 @@ def _wheels(x: Sequence[float], radius: tuple[float, float]) -> list[tuple[str, 
     parts: list[tuple[str, Part]] = []
     for centre in x:
         for inner, outer in ((0.36, 0.5), (-0.36, -0.5)):
-            for role, scale, y in (("tire", 1.0, outer), ("rim", 0.55, outer * 1.0005)):
+            for role, scale, y in (("tire", 1.0, 0.992 * outer), ("rim", 0.55, outer)):
                 ring = circle(1.0, 10) * np.array([radius[0], radius[1]]) * scale + np.array([centre, radius[1]])
                 parts.append((role, _disc(ring, y)))
             tread = circle(1.0, 10) * np.array(radius) + np.array([centre, radius[1]])
-            parts.append(("tire", _tube(tread, inner, outer)))
+            parts.append(("tire", _tube(tread, inner, 0.992 * outer)))
     return parts
 
 
@@ -259,8 +262,8 @@ def _car(cabin: tuple[float, float], roof: tuple[float, float], hood: float, dec
     height of the body before and behind the cabin."""
     belt = max(hood, deck)
     body = np.array(
-        [[-0.5, 0.30], [-0.492, deck], [cabin[0], belt], [cabin[1], belt], [0.47, hood - 0.06], [0.5, hood - 0.16],
-         [0.5, 0.16], [0.47, 0.11], [-0.47, 0.11], [-0.5, 0.16]]
+        [[-0.494, 0.30], [-0.488, deck], [cabin[0], belt], [cabin[1], belt], [0.466, hood - 0.06],
+         [0.494, hood - 0.16], [0.494, 0.16], [0.466, 0.11], [-0.466, 0.11], [-0.494, 0.16]]
     )  # fmt: skip
     house = frustum((cabin[0], -0.47, belt), (cabin[1], 0.47, 1.0), (roof[0], roof[1], -0.39, 0.39))
     shell, faces, group = house
@@ -278,15 +281,15 @@ def _car(cabin: tuple[float, float], roof: tuple[float, float], hood: float, dec
         for s in (0.472, -0.472)
     ]  # fmt: skip
     return _template(
-        ("paint", profile(body[::-1], 0.488)),
+        ("paint", profile(body, 0.488)),
         ("paint", (shell, faces, group)),
         *panes,
         *posts,
-        ("trim", box((0.492, -0.44, 0.12), (0.4999, 0.44, 0.26))),
-        ("trim", box((-0.4999, -0.46, 0.16), (-0.49, 0.46, 0.30))),
-        ("trim", box((0.4955, -0.28, hood - 0.30), (0.4999, 0.28, hood - 0.19))),
-        ("plate", box((-0.5, -0.14, 0.34), (-0.496, 0.14, 0.43))),
-        ("plate", box((0.496, -0.14, 0.20), (0.5, 0.14, 0.27))),
+        ("trim", box((0.486, -0.45, 0.12), (0.498, 0.45, 0.25))),
+        ("trim", box((-0.498, -0.46, 0.15), (-0.486, 0.46, 0.27))),
+        ("trim", box((0.488, -0.28, hood - 0.30), (0.4975, 0.28, hood - 0.19))),
+        ("plate", box((-0.4985, -0.14, 0.34), (-0.49, 0.14, 0.43))),
+        ("plate", box((0.49, -0.14, 0.26), (0.4995, 0.14, 0.32))),
         *_lamps(hood - 0.31, hood - 0.18),
         *(("trim", box((cabin[1] - 0.06, s * 0.5 - (0.05 if s > 0 else 0.0), belt - 0.01),
                         (cabin[1] - 0.02, s * 0.5 + (0.05 if s < 0 else 0.0), belt + 0.09))) for s in (1.0, -1.0)),
@@ -296,8 +299,9 @@ def _car(cabin: tuple[float, float], roof: tuple[float, float], hood: float, dec
 
 def _van() -> Template:
     body = np.array(
-        [[-0.5, 0.12], [-0.5, 0.94], [-0.47, 1.0], [0.24, 1.0], [0.40, 0.56], [0.5, 0.46], [0.5, 0.14], [0.46, 0.10]]
-    )
+        [[-0.494, 0.12], [-0.494, 0.94], [-0.465, 1.0], [0.24, 1.0], [0.40, 0.56], [0.494, 0.46], [0.494, 0.14],
+         [0.46, 0.10]]
+    )  # fmt: skip
     slope = np.array([[0.25, 0.97], [0.395, 0.575]])
     windshield = np.array(
         [[slope[1, 0], -0.42, slope[1, 1]], [slope[1, 0], 0.42, slope[1, 1]],
@@ -308,15 +312,15 @@ def _van() -> Template:
         ("glass", quads(windshield, np.array([[0, 1, 2, 3]]))),
         ("glass", quads(np.c_[side[:, 0], np.full(4, -0.4905), side[:, 1]], np.array([[0, 1, 2, 3]]))),
         ("glass", quads(np.c_[side[:, 0], np.full(4, 0.4905), side[:, 1]], np.array([[3, 2, 1, 0]]))),
-        ("glass", box((-0.5, -0.40, 0.58), (-0.499, -0.03, 0.90))),
-        ("glass", box((-0.5, 0.03, 0.58), (-0.499, 0.40, 0.90))),
+        ("glass", box((-0.498, -0.40, 0.58), (-0.49, -0.03, 0.90))),
+        ("glass", box((-0.498, 0.03, 0.58), (-0.49, 0.40, 0.90))),
     ]
     return _template(
         ("paint", profile(body, 0.488)),
         *panes,
-        ("trim", box((-0.5, -0.46, 0.11), (-0.496, 0.46, 0.20))),
-        ("trim", box((0.496, -0.46, 0.12), (0.5, 0.46, 0.22))),
-        ("plate", box((-0.5, -0.12, 0.26), (-0.498, 0.12, 0.33))),
+        ("trim", box((-0.5, -0.46, 0.11), (-0.49, 0.46, 0.20))),
+        ("trim", box((0.49, -0.46, 0.12), (0.5, 0.46, 0.22))),
+        ("plate", box((-0.499, -0.12, 0.26), (-0.49, 0.12, 0.33))),
         *_lamps(0.32, 0.42, width=0.09),
         *_wheels((-0.31, 0.31), (0.062, 0.15)),
     )
@@ -324,15 +328,15 @@ def _van() -> Template:
 
 def _truck() -> Template:
     """A lorry: cab in front, box body behind."""
-    glass = np.array([[0.4995, -0.42, 0.50], [0.4995, 0.42, 0.50], [0.4995, 0.42, 0.74], [0.4995, -0.42, 0.74]])
+    glass = np.array([[0.497, -0.42, 0.50], [0.497, 0.42, 0.50], [0.497, 0.42, 0.74], [0.497, -0.42, 0.74]])
     return _template(
-        ("paint", box((0.27, -0.47, 0.12), (0.499, 0.47, 0.80))),
-        ("glass", quads(glass + np.array([0.0005, 0, 0]), np.array([[0, 1, 2, 3]]))),
+        ("paint", box((0.27, -0.465, 0.12), (0.494, 0.465, 0.80))),
+        ("glass", quads(glass, np.array([[0, 1, 2, 3]]))),
         ("glass", box((0.37, -0.4715, 0.50), (0.47, 0.4715, 0.72))),
-        ("cargo", box((-0.5, -0.5, 0.24), (0.25, 0.5, 1.0))),
+        ("cargo", box((-0.496, -0.5, 0.24), (0.25, 0.5, 1.0))),
         ("trim", box((-0.49, -0.30, 0.12), (0.27, 0.30, 0.24))),
-        ("trim", box((0.498, -0.46, 0.12), (0.5, 0.46, 0.22))),
-        ("white", box((-0.4995, -0.02, 0.26), (-0.499, 0.02, 0.97))),
+        ("trim", box((0.49, -0.46, 0.12), (0.5, 0.46, 0.22))),
+        ("trim", box((-0.4985, -0.008, 0.26), (-0.49, 0.008, 0.97))),
         *(("tail_lamp", box((-0.5, s - 0.08, 0.17), (-0.485, s + 0.08, 0.225))) for s in (0.36, -0.36)),
         *(("head_lamp", box((0.496, s - 0.08, 0.24), (0.5, s + 0.08, 0.31))) for s in (0.36, -0.36)),
         ("plate", box((-0.492, -0.10, 0.17), (-0.486, 0.10, 0.21))),
@@ -342,14 +346,14 @@ def _truck() -> Template:
 
 def _bus() -> Template:
     side = [
-        ("glass", box((x, -0.5, 0.48), (x + 0.115, 0.5, 0.84))) for x in np.linspace(-0.47, 0.35, 7)
+        ("glass", box((x, -0.497, 0.48), (x + 0.115, 0.497, 0.84))) for x in np.linspace(-0.47, 0.35, 7)
     ]
     return _template(
-        ("paint", box((-0.499, -0.496, 0.10), (0.499, 0.496, 1.0))),
+        ("paint", box((-0.494, -0.492, 0.10), (0.494, 0.492, 1.0))),
         *side,
-        ("glass", box((0.49, -0.45, 0.34), (0.5, 0.45, 0.86))),
-        ("glass", box((-0.5, -0.38, 0.52), (-0.49, 0.38, 0.84))),
-        ("trim", box((-0.5, -0.48, 0.10), (-0.496, 0.48, 0.18))),
+        ("glass", box((0.49, -0.45, 0.34), (0.4985, 0.45, 0.86))),
+        ("glass", box((-0.4985, -0.38, 0.52), (-0.49, 0.38, 0.84))),
+        ("trim", box((-0.4985, -0.48, 0.10), (-0.49, 0.48, 0.18))),
         *_lamps(0.20, 0.28, width=0.10),
         *_wheels((-0.27, 0.30), (0.042, 0.155)),
     )
@@ -366,7 +370,7 @@ def _pedestrian() -> Template:
         arm = frustum((-swing - 0.12, a - 0.10, 0.42), (-swing + 0.12, a + 0.10, 0.80), (-0.13, 0.13, a - 0.09, a + 0.09))
         limbs.append(("cloth", arm))
         limbs.append(("skin", box((-swing - 0.10, a - 0.08, 0.38), (-swing + 0.10, a + 0.08, 0.42))))
-    head, faces, group = icosahedron()
+    head, faces, group = sphere()
     neck = ("skin", box((-0.09, -0.09, 0.80), (0.09, 0.09, 0.86)))
     skull = ("skin", (head * np.array([0.21, 0.19, 0.073]) + np.array([0.02, 0.0, 0.915]), faces, group))
     hair = ("hair", (head * np.array([0.205, 0.195, 0.058]) + np.array([-0.035, 0.0, 0.942]), faces, group))
@@ -478,7 +482,7 @@ def templates() -> dict[str, Template]:
 
 
 _PAINTS = np.array(
-    [[236, 236, 234], [222, 223, 225], [176, 180, 184], [120, 124, 129], [58, 60, 64], [30, 31, 34], [150, 24, 26],
+    [[236, 236, 234], [222, 223, 225], [176, 180, 184], [120, 124, 129], [70, 72, 76], [46, 47, 51], [150, 24, 26],
      [186, 40, 36], [32, 58, 112], [58, 98, 156], [92, 110, 100], [40, 74, 56], [170, 150, 118], [206, 160, 44]],
     np.float32,
 )  # fmt: skip
@@ -491,7 +495,7 @@ _TROUSERS = np.array([[40, 44, 62], [70, 72, 78], [118, 100, 78], [30, 30, 32], 
 _SKINS = np.array([[236, 196, 168], [206, 158, 124], [150, 104, 76], [98, 66, 48]], np.float32)
 _HAIRS = np.array([[40, 30, 24], [96, 66, 40], [170, 136, 84], [20, 20, 22], [130, 126, 122]], np.float32)
 _FIXED = {
-    "glass": (44, 54, 64), "trim": (34, 35, 38), "tire": (26, 26, 28), "rim": (150, 153, 158),
+    "glass": (58, 70, 82), "trim": (34, 35, 38), "tire": (26, 26, 28), "rim": (150, 153, 158),
     "head_lamp": (238, 240, 235), "tail_lamp": (150, 16, 18), "plate": (240, 240, 226), "metal": (128, 131, 136),
     "orange": (240, 96, 20), "white": (238, 238, 236), "sign": (246, 136, 20), "red": (170, 34, 38),
 }  # fmt: skip

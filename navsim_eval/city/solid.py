@@ -14,7 +14,7 @@ from navsim_eval.city.world import SUN
 from navsim_eval.errors import UserError
 
 STEP = 4  # pixels between rays of the coarse grid
-_AMBIENT, _SUNLIGHT = 0.60, 0.52
+_AMBIENT, _SUNLIGHT = 0.66, 0.50
 _NEAR_M = 0.2
 _WIDE_PIXELS = 26.0  # the coarse grid cannot miss what is larger than this
 _FAINT_PIXELS = 0.7
