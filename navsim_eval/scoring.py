@@ -11,7 +11,8 @@ reference planner picks among its proposals with it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from navsim_eval.metrics.aggregate import (
     METRICS,
     forgive_human_faults,
     multiplier,
+    table_columns,
     weighted_score,
     with_progress,
 )
@@ -134,10 +136,11 @@ def score(
     caches = [scene.cache for scene in scenes]
     count = trajectories.shape[1]
     at_once = max(1, _ROWS_AT_ONCE[torch.device(device).type] // (count + 2))
-    parts = [
-        _score_scenes(scenes[first : first + at_once], trajectories[first : first + at_once], device)
-        for first in range(0, len(scenes), at_once)
-    ]
+    with _one_thread():
+        parts = [
+            _score_scenes(scenes[first : first + at_once], trajectories[first : first + at_once], device)
+            for first in range(0, len(scenes), at_once)
+        ]
     columns, details = ({name: torch.cat([part[k][name] for part in parts]) for name in parts[0][k]} for k in (0, 1))
     if metric == "epdms_v2":
         columns = _with_extended_comfort(columns, details.pop("motion"), caches)
@@ -147,7 +150,7 @@ def score(
         log_names=np.repeat(np.array([cache.log_name for cache in caches], str), count),
         proposals=np.tile(np.arange(count), len(caches)),
         valid=torch.isfinite(columns["score"]).flatten().numpy(),
-        columns={name: values.flatten().numpy() for name, values in columns.items()},
+        columns={name: columns[name].flatten().numpy() for name in table_columns(metric)},
         details={name: values.flatten(0, 1).numpy() for name, values in details.items()},
     )
 
@@ -219,7 +222,7 @@ def _filtered(columns: dict[str, Tensor], human: SubScores, metric: str) -> dict
 def _with_extended_comfort(
     columns: dict[str, Tensor], motions: Tensor, caches: Sequence[MetricCache]
 ) -> dict[str, Tensor]:
-    """Columns of `epdms_v2` with extended comfort (NaN without a preceding scene) and the final score, in order."""
+    """Columns of `epdms_v2` with extended comfort (NaN without a preceding scene) and the final score."""
     comfort = torch.full_like(columns["pdm_score"], torch.nan)
     for scene, earlier, gap in preceding_scenes(
         [cache.log_name for cache in caches], [cache.start_time_us for cache in caches]
@@ -227,9 +230,8 @@ def _with_extended_comfort(
         known = torch.isfinite(columns["pdm_score"][scene] + columns["pdm_score"][earlier])
         pair = extended_comfort(motions[scene], motions[earlier], gap)
         comfort[scene] = torch.where(known, pair, torch.nan)
-    filtered = {name: columns[name] for name in COLUMNS["epdms_v2"]} | {"two_frame_extended_comfort": comfort}
-    others = {name: values for name, values in columns.items() if name not in filtered and name != "score"}
-    return {**filtered, **others, "score": weighted_score(filtered, "epdms_v2")}
+    columns = {**columns, "two_frame_extended_comfort": comfort}
+    return {**columns, "score": weighted_score(columns, "epdms_v2")}
 
 
 def score_batch(prepared: PreparedScene, states: Tensor | np.ndarray, ignored_tokens: Sequence[str] = ()) -> SubScores:
@@ -241,5 +243,17 @@ def score_batch(prepared: PreparedScene, states: Tensor | np.ndarray, ignored_to
     scenes = SceneBatch.of([prepared], ignored_tokens=ignored_tokens)
     local = torch.as_tensor(states).to(torch.float64)[None].clone()
     local[..., :2] -= scenes.origin[:, None, None]
-    measured = measure(scenes, local)
+    with _one_thread():
+        measured = measure(scenes, local)
     return measured.scored(measured.masked_progress.amax(dim=1, keepdim=True)).select(0)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The arrays of a chunk fit the caches of one core; threads would mostly wait for each other (use processes)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

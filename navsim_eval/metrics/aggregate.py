@@ -67,6 +67,14 @@ FORGIVABLE = (
 )
 
 
+def table_columns(metric: str) -> tuple[str, ...]:
+    """Columns of a score table: sub-scores, under `epdms_v2` also those before the human filter, `score` last."""
+    if metric == "pdms_v1":
+        return (*COLUMNS[metric], "score")
+    unfiltered = (f"unfiltered_{name}" for name in COLUMNS[metric])
+    return (*COLUMNS[metric], "two_frame_extended_comfort", *unfiltered, "pdm_score", "score")
+
+
 def multiplier(columns: Mapping[str, Tensor], metric: str) -> Tensor:
     """Product of the multiplicative sub-scores."""
     first, *rest = (columns[name] for name in MULTIPLIERS[metric])
