@@ -16,7 +16,6 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
 from navsim_eval.formats.maps import MapStore
-from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.shards import BuildReport, Verification, repair, verify
 
 KINDS = ("features", "metrics", "both")
@@ -64,6 +63,8 @@ def build_cache(
     Raises UserError when the folder holds a cache of another configuration, or not a single scene could be cached.
     """
     if name != FEATURES:
+        from navsim_eval.metric_caches import MetricCaches  # needs torch: seconds that feature workers do not pay
+
         return MetricCaches(config.data, scenes, name, folder).build(config.workers, progress)
     maps = MapStore(config.data.maps, config.data.map_version)
     samples = RawSamples(scenes, maps, config.features, config.targets, config.labels)
