@@ -168,7 +168,6 @@ class _LeadSearch:
         nearest = distance.argmin(axis=-1)
         has_lead = ahead.any(axis=-1)
         path_length = np.array([path.length for path in selected])[:, None]
-        nearest = np.where(has_lead, nearest, 0)
 
         lead = np.empty((*progress.shape, 3))
         lead[..., Lead.PROGRESS] = np.where(has_lead, progress + distance.min(axis=-1), path_length)
