@@ -41,7 +41,7 @@ class MetricCaches:
         """Cache of a scene. Raises DataError when it cannot be built, or was built from other files."""
         if self._reader is None or token not in self._reader:
             return self._build(token)
-        arrays = dict(self._reader[token])
+        arrays = {name: array.copy() for name, array in self._reader[token].items()}
         if not np.array_equal(arrays.pop(_SOURCE), self._source(token, arrays["map_name"].item())):
             problem = f"scene {token} was cached from another version of its log or map"
             raise DataError(self.folder, problem, remedy="delete this metric cache and run again")

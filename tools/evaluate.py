@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from tqdm import tqdm
 
@@ -40,10 +41,14 @@ def main(config: EvaluateConfig) -> None:
         header, rows = score_rows(summaries)
         table = Table(title=f"{summaries[0]['metric_title']}, split {config.split}, points", title_justify="left")
         for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left", style="bold" if index == 1 else None)
+            style = "bold" if index == 1 else None
+            table.add_column(name, justify="right" if index else "left", style=style, no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        Console().print(table)
+        console = Console()
+        needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+        console.width = max(console.width, needed)  # a cut-off number is worse than a wrapped line
+        console.print(table)
     print(f"written: {config.output_dir}")
 
 

@@ -149,7 +149,7 @@ def _mean_points(values: np.ndarray) -> str:
 
 
 def _scenes(runs: Sequence[Run], focus: Run, caches: MetricCaches, count: int) -> str:
-    chosen = extreme_scenes(focus.results, count)
+    chosen = extreme_scenes(focus, count)
     if not chosen:
         return ""
     modes = "" if focus.predictions.candidates is None else " Its modes are coloured by the score that each would get."
@@ -163,13 +163,32 @@ def _scenes(runs: Sequence[Run], focus: Run, caches: MetricCaches, count: int) -
     return "\n".join(parts)
 
 
-def extreme_scenes(results: Results, count: int) -> list[tuple[str, int]]:
-    """("worst" or "best", row) of scored scenes, each at most once; among equals the earliest come first."""
-    rows = np.flatnonzero(results.valid)
-    order = rows[np.argsort(results.columns["score"][rows], kind="stable")]
-    worst = order[:count]
-    best = [row for row in rows[np.argsort(-results.columns["score"][rows], kind="stable")] if row not in worst]
-    return [("worst", int(row)) for row in worst] + [("best", int(row)) for row in best[:count]]
+def extreme_scenes(run: Run, count: int) -> list[tuple[str, int]]:
+    """("worst" or "best", row) of scored scenes: `count` from each end, none twice, from different logs where possible.
+
+    Among equal scores the longest plans come first: they show most.
+    """
+    scores = run.results.columns["score"]
+    lengths = dict(zip(run.predictions.tokens.tolist(), _path_lengths(run.predictions.trajectories), strict=True))
+    logs = dict(zip(run.predictions.tokens.tolist(), run.predictions.facts["log"].tolist(), strict=True))
+    rows = np.flatnonzero(run.results.valid)
+    tokens = run.results.tokens[rows].tolist()
+    length = np.array([lengths[token] for token in tokens])
+    chosen: list[tuple[str, int]] = []
+    for rank, sign in (("worst", 1.0), ("best", -1.0)):
+        order = [rows[i] for i in np.lexsort((-length, sign * scores[rows]))]
+        order = [row for row in order if row not in {taken for _, taken in chosen}]
+        first_of_log = {logs[str(run.results.tokens[row])]: row for row in reversed(order)}
+        spread = [row for row in order if row in first_of_log.values()]
+        chosen += [(rank, int(row)) for row in (spread + [row for row in order if row not in spread])[:count]]
+    return chosen
+
+
+def _path_lengths(trajectories: np.ndarray) -> np.ndarray:
+    """(S,) metres driven by plans (S, 8, 3)."""
+    start = np.zeros((len(trajectories), 1, 2))
+    steps = np.diff(np.concatenate([start, trajectories[..., :2]], axis=1), axis=1)
+    return np.linalg.norm(steps, axis=-1).sum(axis=-1)
 
 
 def _scene(rank: str, row: int, runs: Sequence[Run], focus: Run, caches: MetricCaches) -> str:
