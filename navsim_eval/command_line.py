@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from navsim_eval.config import CONFIG_ROOT, describe, load_config
+from navsim_eval.config import CONFIG_ROOT, describe, groups_in_defaults, load_config
 from navsim_eval.errors import UserError
 
 
@@ -38,7 +38,7 @@ def help_text(schema: type, config: str, doc: str) -> str:
     rows = describe(schema)
     width = max(len(key) for key, _, _ in rows)
     lines += [f"  {key:<{width}}  {kind:<14} {default}".rstrip() for key, kind, default in rows]
-    names = {key.split(".")[0] for key, _, _ in rows} | {"experiment"}
+    names = {key.split(".")[0] for key, _, _ in rows} | groups_in_defaults(CONFIG_ROOT / f"{config}.yaml")
     groups = [path for path in sorted(CONFIG_ROOT.iterdir()) if path.is_dir() and path.name in names]
     if groups:
         lines += ["", "Groups (group=option):"]

@@ -64,7 +64,7 @@ def load_config(schema: type[T], name: str, overrides: Sequence[str] = (), root:
     """
     GlobalHydra.instance().clear()
     keys = sorted(key_paths(schema))
-    listed = _groups_in_defaults(root / f"{name}.yaml")
+    listed = groups_in_defaults(root / f"{name}.yaml")
     accepted = [_accept(override, keys, listed, root) for override in overrides]
     try:
         with initialize_config_dir(str(root.resolve()), version_base="1.3"):
@@ -138,7 +138,7 @@ def _accept(override: str, keys: Sequence[str], listed: set[str], root: Path) ->
     return override if override[0] in "+~" else f"++{override}"
 
 
-def _groups_in_defaults(path: Path) -> set[str]:
+def groups_in_defaults(path: Path) -> set[str]:
     """Config groups that a top-level YAML lists under `defaults`."""
     if not path.is_file():
         raise UserError(f"configuration {path} does not exist")
