@@ -93,9 +93,7 @@ def focal_loss(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> 
     return (weight * F.binary_cross_entropy_with_logits(logits, label, reduction="none")).mean()
 
 
-def agent_losses(
-    agents: Agents, states: Tensor, labels: Tensor, config: LossConfig
-) -> tuple[Tensor, Tensor]:
+def agent_losses(agents: Agents, states: Tensor, labels: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
     """Class and box loss of agents after the best one-to-one matching.
 
     states: (B, A, 5) targets, labels: (B, A) bool, false where a row is empty.

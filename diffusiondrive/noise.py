@@ -24,9 +24,7 @@ def scene_noise(tokens: Sequence[str], seed: int, shape: Sequence[int]) -> Tenso
     return torch.from_numpy(noise).view(len(tokens), *shape)
 
 
-def training_draw(
-    tokens: Sequence[str], seed: int, shape: Sequence[int], levels: int
-) -> tuple[Tensor, Tensor]:
+def training_draw(tokens: Sequence[str], seed: int, shape: Sequence[int], levels: int) -> tuple[Tensor, Tensor]:
     """Noise (B, *shape) float32 and levels (B,) int64 uniform in 0 … levels - 1 of one training step.
 
     Like `scene_noise`, a function of (seed, token) alone: put the step or the epoch into `seed` to draw afresh.

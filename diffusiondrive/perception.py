@@ -82,8 +82,14 @@ class Agents:
 class Perception(nn.Module):
     """Backbone plus queries: features -> SceneContext."""
 
-    def __init__(self, backbone: FusionBackbone, coarse_size: tuple[int, int], neck_channels: int, width: int,
-                 config: PerceptionConfig):
+    def __init__(
+        self,
+        backbone: FusionBackbone,
+        coarse_size: tuple[int, int],
+        neck_channels: int,
+        width: int,
+        config: PerceptionConfig,
+    ):
         super().__init__()
         self.backbone = backbone
         self.coarse_size = coarse_size
@@ -94,18 +100,14 @@ class Perception(nn.Module):
         self.queries = nn.Parameter(torch.randn(1 + config.agents, width))
         layer = nn.TransformerDecoderLayer(width, config.heads, config.hidden, dropout=0.0, batch_first=True)
         self.query_decoder = nn.TransformerDecoder(layer, config.decoder_layers)
-        self.map_projection = nn.Sequential(
-            nn.Linear(width + neck_channels, width), nn.ReLU(), nn.LayerNorm(width)
-        )
+        self.map_projection = nn.Sequential(nn.Linear(width + neck_channels, width), nn.ReLU(), nn.LayerNorm(width))
 
     def forward(self, camera: Tensor, lidar: Tensor, status: Tensor) -> SceneContext:
         """camera (B, 3, H, W), lidar (B, 1, h, w), status (B, 8) -> SceneContext."""
         coarse, neck = self.backbone(camera, lidar)
         tokens = self.tokens(coarse, status)
         queries = self.query_decoder(self.queries.expand(len(tokens), -1, -1), tokens)
-        return SceneContext(
-            map=self.planning_map(tokens, neck), agents=queries[:, 1:], ego=queries[:, :1], neck=neck
-        )
+        return SceneContext(map=self.planning_map(tokens, neck), agents=queries[:, 1:], ego=queries[:, :1], neck=neck)
 
     def tokens(self, coarse: Tensor, status: Tensor) -> Tensor:
         """Coarse cells row by row, then the status: (B, cells + 1, D), learned positions added."""

@@ -128,13 +128,11 @@ class DiffusionDrive(nn.Module):
         self.agent_head = AgentHead(config.width, config.perception)
         self.semantic_head = SemanticHead(neck, config.perception)
         self.initial = AnchorNoise(anchors, self.space)
-        self.decoder = CascadeDecoder(
-            self.space, config.width, config.poses, config.perception.range_m, config.decoder
-        )
+        self.decoder = CascadeDecoder(self.space, config.width, config.poses, config.perception.range_m, config.decoder)
         self.kernel = DDIM(self.schedule)
         self.selector = LogitSelector()
         noise = scene_noise([DEFAULT_NOISE_TOKEN], DEFAULT_NOISE_SEED, self.noise_shape)
-        self.register_buffer("default_noise", noise, persistent=False)
+        self.register_buffer("default_noise", noise.to(torch.get_default_device()), persistent=False)
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:

@@ -64,14 +64,14 @@ class Schedule(nn.Module):
         if len(labels) != len(next_labels) or not labels:
             raise ValueError(f"schedule: {len(labels)} labels but {len(next_labels)} next labels")
         self.labels, self.next_labels, self.start_level = labels, next_labels, start_level
-        # float32 throughout, in torch: a float64 table moves the final poses by up to 2.5e-4 m.
-        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, LEVELS, dtype=torch.float32) ** 2
+        # float32 throughout, in torch, on the CPU: a float64 table moves the final poses by up to 2.5e-4 m.
+        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, LEVELS, dtype=torch.float32, device="cpu") ** 2
         alphas = torch.cumprod(1 - betas, dim=0)
-        self.register_buffer("alphas", alphas, persistent=False)
-        self.register_buffer("signal_table", alphas.sqrt(), persistent=False)
-        self.register_buffer("noise_table", (1 - alphas).sqrt(), persistent=False)
-        # The same float32 values as Python numbers: constants for a compiler, no copy from the device at run time.
-        self._signal, self._noise = self.signal_table.tolist(), self.noise_table.tolist()
+        signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
+        # As Python numbers: constants for a compiler, no copy from the device at run time.
+        self._signal, self._noise = signal.tolist(), noise.tolist()
+        for name, table in (("alphas", alphas), ("signal_table", signal), ("noise_table", noise)):
+            self.register_buffer(name, table.to(torch.get_default_device()), persistent=False)
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> Schedule:

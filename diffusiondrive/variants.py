@@ -66,9 +66,7 @@ def tiny() -> PlannerConfig:
             neck_channels=8,
             map_size=(16, 16),
         ),
-        perception=PerceptionConfig(
-            decoder_layers=1, heads=2, hidden=32, agent_hidden=32, semantic_size=(16, 32)
-        ),
+        perception=PerceptionConfig(decoder_layers=1, heads=2, hidden=32, agent_hidden=32, semantic_size=(16, 32)),
         decoder=DecoderConfig(heads=2, hidden=32, point_dims=8),
     )
 

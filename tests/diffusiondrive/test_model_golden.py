@@ -248,9 +248,7 @@ def test_training_losses_and_gradients(weights, inputs, variant, gradient_tolera
         if isinstance(module, nn.BatchNorm2d):
             module.train(variant == "batch_bn")
     stored, reference = _loss_inputs(), golden.read_json("losses.json")[variant]
-    outputs = planner.training_outputs(
-        inputs, torch.from_numpy(stored["noise"]), torch.from_numpy(stored["timesteps"])
-    )
+    outputs = planner.training_outputs(inputs, torch.from_numpy(stored["noise"]), torch.from_numpy(stored["timesteps"]))
     losses = planner_loss(outputs, _targets(stored, variant))
     losses["loss"].backward()
 
