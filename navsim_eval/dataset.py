@@ -13,74 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from navsim_eval.config import DataConfig
+from navsim_eval.coverage import SplitCoverage, SensorCoverage
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.logs import frame_from_dict, parse_route, read_log_dicts
-from navsim_eval.formats.splits import LOGS_FOLDER, PublishedSplit, SceneFilter, Split, find_split
+from navsim_eval.formats.splits import LOGS_FOLDER, SceneFilter, Split, find_split
 from navsim_eval.scene import FRAME_INTERVAL_S, Frame, Scene
 
 SENSORS_FOLDER = "sensor_blobs"
 GAP_TOLERANCE_S = 0.06  # a frame may lie one 20 Hz sweep off its place
 _OPEN_LOGS = 2
-_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What a split should hold, and what of it was found. `str()` says it in one paragraph.
-
-    logs_found:      logs read;  logs_missing: listed by the filter but not on disk
-    logs_broken:     (log name, reason) of logs that cannot be read and were left out
-    scenes_found:    windows that passed the filter
-    scenes_expected: number of tokens that the filter lists (capped by max_scenes), None where it lists none
-    tokens_missing:  listed tokens that no log on disk holds (or whose window was dropped)
-    no_route, gaps:  windows left out for an empty route, or (strict mode) for a gap in time
-    published:       the published size, to notice an incomplete filter or folder
-    """
-
-    split: str
-    logs_found: int
-    logs_missing: tuple[str, ...]
-    logs_broken: tuple[tuple[str, str], ...]
-    scenes_found: int
-    scenes_expected: int | None
-    tokens_missing: tuple[str, ...]
-    no_route: int
-    gaps: int
-    published: PublishedSplit | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that the filter lists was found and could be read."""
-        return not (self.logs_missing or self.logs_broken or self.tokens_missing)
-
-    def __str__(self) -> str:
-        logs = self.logs_found + len(self.logs_missing) + len(self.logs_broken)
-        expected = self.scenes_found if self.complete else self.scenes_expected
-        scenes = f"{self.scenes_found} scenes" if expected is None else f"{self.scenes_found} of {expected} scenes"
-        state = "complete" if self.complete else "partial"
-        lines = [f"split {self.split}: {state}: {scenes}, {self.logs_found} of {logs} logs"]
-        if self.logs_missing:
-            lines.append(f"{len(self.logs_missing)} logs missing on disk ({_first(self.logs_missing)})")
-        if self.logs_broken:
-            name, reason = self.logs_broken[0]
-            lines.append(f"{len(self.logs_broken)} logs broken (first: {name}: {reason})")
-        if self.tokens_missing:
-            lines.append(f"{len(self.tokens_missing)} listed tokens not found ({_first(self.tokens_missing)})")
-        if self.no_route:
-            lines.append(f"{self.no_route} windows without a route left out")
-        if self.gaps:
-            lines.append(f"{self.gaps} windows with a gap in time left out")
-        lines += self._against_published()
-        return "; ".join(lines)
-
-    def _against_published(self) -> Iterator[str]:
-        if self.published is None:
-            return
-        logs = self.logs_found + len(self.logs_missing) + len(self.logs_broken)
-        if self.published.logs is not None and logs != self.published.logs:
-            yield f"the published split has {self.published.logs} logs, here {logs} are listed or present"
-        if self.published.tokens is not None and self.scenes_expected != self.published.tokens:
-            yield f"the published split has {self.published.tokens} scenes, here {self.scenes_expected} are listed"
 
 
 @dataclass(frozen=True)
@@ -295,6 +236,24 @@ def missing_sensor_files(
     return [path for path in paths if not path.is_file() or path.stat().st_size == 0]
 
 
+def sensor_coverage(dataset: SceneDataset, cameras: Sequence[str], lidar: bool, keep: int = 10) -> SensorCoverage:
+    """How many of the sensor files that the current frames need are on disk; the first `keep` missing ones by path.
+
+    Looks at directory entries only; no file is opened. A camera that a log does not list counts as a missing file.
+    """
+    expected = missing = complete = 0
+    first: list[str] = []
+    for scene in dataset:
+        wanted = len(cameras) + lidar
+        try:
+            lost = [str(path) for path in missing_sensor_files(scene, cameras, lidar)]
+        except DataError as error:
+            lost = [str(error)]
+        expected, missing, complete = expected + wanted, missing + len(lost), complete + (not lost)
+        first += lost[: keep - len(first)]
+    return SensorCoverage(dataset.split.name, len(dataset), complete, expected, missing, tuple(first))
+
+
 # --- scanning --------------------------------------------------------------------------------------------------------
 
 
@@ -377,13 +336,13 @@ def _has_gap(window: Sequence[dict[str, Any]]) -> bool:
 
 def _coverage(
     split: Split, scans: Sequence[_LogScan], missing: tuple[str, ...], windows: Collection[str]
-) -> Coverage:
+) -> SplitCoverage:
     listed, limit = split.scene_filter.tokens, split.scene_filter.max_scenes
     limited = limit is not None and len(windows) >= limit
     expected = None
     if listed is not None:
         expected = len(listed) if limit is None else min(len(listed), limit)
-    return Coverage(
+    return SplitCoverage(
         split=split.name,
         logs_found=sum(scan.broken is None for scan in scans),
         logs_missing=() if limited else missing,
@@ -397,7 +356,7 @@ def _coverage(
     )
 
 
-def _why_empty(coverage: Coverage, scene_filter: SceneFilter, logs: Path) -> str:
+def _why_empty(coverage: SplitCoverage, scene_filter: SceneFilter, logs: Path) -> str:
     if coverage.logs_broken and not coverage.logs_found:
         reason = f"none of {len(coverage.logs_broken)} logs can be read (first: {coverage.logs_broken[0][1]})"
     elif not coverage.logs_found:
@@ -409,8 +368,3 @@ def _why_empty(coverage: Coverage, scene_filter: SceneFilter, logs: Path) -> str
         reason = f"{coverage.logs_found} logs hold no window of {length}"
         reason += f" with a route ({coverage.no_route} without)" if scene_filter.has_route else ""
     return f"split {coverage.split} has no scenes under {logs}: {reason}; check split, data.root and data.filters"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = ", …" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

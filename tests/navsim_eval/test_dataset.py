@@ -15,13 +15,13 @@ import pytest
 
 from navsim_eval import SceneDataset
 from navsim_eval.config import DataConfig
-from navsim_eval.dataset import missing_sensor_files, sensor_files
+from navsim_eval.dataset import missing_sensor_files, sensor_coverage, sensor_files
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.logs import read_log, write_log
 from navsim_eval.formats.splits import SceneFilter, write_scene_filter
 from navsim_eval.scene import Frame
 from tests.golden import GOLDEN, needs_golden
-from tests.worlds import drive
+from tests.worlds import drive, write_world
 
 
 def write_logs(root: Path, folder: str = "city", **logs: list[Frame]) -> DataConfig:
@@ -255,6 +255,24 @@ def test_sensor_files_of_a_scene(data: DataConfig) -> None:
     files[1].parent.mkdir(parents=True)
     files[1].write_bytes(b"")
     assert missing_sensor_files(scene, ("CAM_F0", "CAM_L0"), lidar=True) == files[1:]
+
+
+def test_sensor_files_of_a_split_are_counted_and_the_first_missing_named(tmp_path: Path) -> None:
+    world = write_world(tmp_path, {"train": 1}, sensors=True)
+    dataset = SceneDataset.from_config(world.data, "train")
+    cameras = ("CAM_L0", "CAM_F0", "CAM_R0")
+    whole = sensor_coverage(dataset, cameras, lidar=True)
+    n = len(dataset)
+    assert whole.complete and str(whole) == f"sensors of train: complete: {n} of {n} scenes, {4 * n} of {4 * n} files"
+    lost = sensor_files(dataset[1], ("CAM_F0",), lidar=True)
+    for path in lost:
+        path.unlink()
+    partial = sensor_coverage(dataset, cameras, lidar=True)
+    assert (partial.scenes_complete, partial.files_missing) == (n - 1, 2)
+    assert str(partial).endswith(f"{4 * n - 2} of {4 * n} files; missing: {lost[0]}, {lost[1]}")
+    assert sensor_coverage(dataset, ("CAM_X9",), lidar=False).first_missing[0].endswith(
+        "lists no CAM_X9 (listed: CAM_F0, CAM_L0, CAM_L1, CAM_L2, CAM_R0, CAM_R1, CAM_R2, CAM_B0)"
+    )
 
 
 def test_sensors_that_the_log_does_not_list(data: DataConfig) -> None:
