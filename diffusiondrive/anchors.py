@@ -34,7 +34,7 @@ class AnchorConfig:
     """What to cluster.
 
     num: number of anchors;  restarts: independent k-means++ starts, the best counts;  seed: of all of them
-    workers: processes that scan logs (0: one per core)
+    workers: processes that scan the logs (more than one pays off for hundreds of large logs)
     output_dir: gets anchors.npy (float32 (num, 8, 2)) and coverage.json
     """
 
@@ -43,7 +43,7 @@ class AnchorConfig:
     num: int = 20
     restarts: int = 10
     seed: int = 0
-    workers: int = 0
+    workers: int = 1
     output_dir: str = "outputs/anchors"
 
 

@@ -1,7 +1,7 @@
 """Features and targets of a split, made once and read in well under two milliseconds a sample.
 
 A cache is a packed store (`navsim_eval.shards`) whose samples hold the compact features and the targets: camera and
-LiDAR in 8 bits without loss (0.9 MB a sample at full size), or the camera as JPEG (under 0.2 MB). The manifest holds
+LiDAR in 8 bits without loss (0.9 MB a sample at full size), or the camera as JPEG (about 0.1 MB). The manifest holds
 the configuration; a reader or a resumed build that asks for another one is refused with both sides shown.
 
 `RawSamples` (from logs and sensors) and `FeatureCache` (from a cache) give the same samples through one interface.
@@ -38,7 +38,7 @@ class FeatureCacheConfig:
     """What a feature cache holds.
 
     labels:       also store the training targets (needs annotations and eight future frames)
-    camera_codec: "lossless" (8 bits a channel as they are) or "jpeg" (a quarter of the size, not exact)
+    camera_codec: "lossless" (8 bits a channel as they are) or "jpeg" (about a tenth of the size, not exact)
     jpeg_quality: 1 … 100; colours are not subsampled, so that small lights stay visible
     """
 

@@ -3,7 +3,7 @@
     python tools/cache.py split=train                                  # both kinds, one process per core
     python tools/cache.py split=navtrain kind=features workers=16      # real data, $OPENSCENE_DATA_ROOT
     python tools/cache.py split=train features=city_nano               # sizes of the small planner
-    python tools/cache.py split=train camera_codec=jpeg                # under 0.2 MB a sample instead of 0.9
+    python tools/cache.py split=train camera_codec=jpeg                # about 0.1 MB a sample instead of 0.9
     python tools/cache.py split=test kind=metrics metric=[pdms_v1,epdms_v2]
     python tools/cache.py split=train mode=verify                      # or mode=repair
 
@@ -20,7 +20,6 @@ from diffusiondrive.caches import CacheConfig, build_cache, cache_folders, check
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
-from navsim_eval.executor import usable_cores
 
 
 def main(config: CacheConfig) -> None:
@@ -31,8 +30,8 @@ def main(config: CacheConfig) -> None:
 
 
 def build(config: CacheConfig) -> None:
-    workers = config.workers or usable_cores()
-    scenes = SceneDataset.from_config(config.data, config.split, workers=workers, progress=True)
+    # Starting a pool takes longer than scanning the logs of a small split, so only an explicit `workers` gets one here.
+    scenes = SceneDataset.from_config(config.data, config.split, workers=max(config.workers, 1), progress=True)
     print(scenes.coverage)
     for name, folder in cache_folders(config).items():
         with tqdm(total=len(scenes), desc=name, unit=" scenes") as bar:

@@ -16,12 +16,10 @@ from tqdm import tqdm
 from diffusiondrive.anchors import AnchorConfig, cluster_anchors, coverage, coverage_table, human_plans, write_anchors
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
-from navsim_eval.executor import usable_cores
 
 
 def main(config: AnchorConfig) -> None:
-    workers = config.workers or usable_cores()
-    scenes = SceneDataset.from_config(config.data, config.split, workers=workers, progress=True)
+    scenes = SceneDataset.from_config(config.data, config.split, workers=config.workers, progress=True)
     print(scenes.coverage)
     with tqdm(total=len(scenes), desc="human plans", unit=" scenes") as bar:
         plans = human_plans(scenes, bar.update)
