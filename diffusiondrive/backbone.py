@@ -44,6 +44,8 @@ class BackboneConfig:
     image_tokens, lidar_tokens: token grids of the fusion transformers
     fusion_blocks, fusion_heads, fusion_expansion, fusion_dropout: of each of the four fusion transformers
     neck_channels, map_size: of the fine map that the neck makes from the coarse one
+    channels_last: memory layout of all maps. Small planners on CPUs run 1.2 times faster with it; but there torch's
+        batch norm then sums its statistics less exactly (1e-6 instead of 1e-7 after a pass)
     """
 
     encoder: str = "resnet34"
@@ -64,6 +66,7 @@ class BackboneConfig:
     fusion_dropout: float = 0.1
     neck_channels: int = 64
     map_size: tuple[int, int] = (64, 64)
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stage_blocks", "stage_channels", "image_size", "lidar_size", "image_tokens", "lidar_tokens"):
@@ -102,6 +105,7 @@ class FusionBackbone(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
+        self.channels_last = config.channels_last
         self.image_encoder = build_encoder(config, config.image_channels)
         self.lidar_encoder = build_encoder(config, config.lidar_channels)
         self.channels = tuple(self.image_encoder.feature_info.channels()[-STAGES:])
@@ -114,8 +118,8 @@ class FusionBackbone(nn.Module):
 
     def forward(self, camera: Tensor, lidar: Tensor) -> tuple[Tensor, Tensor]:
         """camera (B, 3, H, W) in [0, 1], lidar (B, 1, h, w) -> coarse (B, C, h/32, w/32), fine (B, neck, *map_size)."""
-        # Channels last: pooling, resizing and convolutions of the whole branch are 1.2 to 2 times faster on CPUs.
-        camera, lidar = (x.contiguous(memory_format=torch.channels_last) for x in (camera, lidar))
+        if self.channels_last:
+            camera, lidar = (x.contiguous(memory_format=torch.channels_last) for x in (camera, lidar))
         stages = zip(encoder_stages(self.image_encoder), encoder_stages(self.lidar_encoder), self.fusions, strict=True)
         for image_stage, lidar_stage, fusion in stages:
             for module in image_stage:

@@ -39,6 +39,7 @@ def city_nano() -> PlannerConfig:
             fusion_dropout=0.0,
             neck_channels=32,
             map_size=(32, 32),
+            channels_last=True,
         ),
         perception=PerceptionConfig(decoder_layers=2, heads=4, hidden=256, agent_hidden=256, semantic_size=(64, 128)),
         decoder=DecoderConfig(heads=4, hidden=256),
