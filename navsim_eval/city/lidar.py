@@ -89,12 +89,9 @@ def measure(rays: Beams, distance: np.ndarray, intensity: np.ndarray, rng: np.ra
     kept &= (distance > MIN_RANGE_M) & (distance < MAX_RANGE_M)
     rows = np.flatnonzero(kept)
     points = rays.origins[rows] + rays.directions[rows] * (distance[rows] + jitter[rows])[:, None]
-    outside = (
-        (points[:, 0] < -Vehicle.REAR_LENGTH)
-        | (points[:, 0] > Vehicle.FRONT_LENGTH)
-        | (np.abs(points[:, 1]) > Vehicle.HALF_WIDTH)
-    )
-    rows, points = rows[outside], points[outside]
-    return np.stack(
-        [*points.T, np.round(intensity[rows]), rays.ring[rows], rays.lidar_id[rows]]
-    ).astype(np.float32)
+    on_ego = (points[:, 0] > -Vehicle.REAR_LENGTH) & (points[:, 0] < Vehicle.FRONT_LENGTH)
+    on_ego &= np.abs(points[:, 1]) < Vehicle.HALF_WIDTH
+    wanted = ~on_ego & (np.einsum("ij,ij->i", points, points) < MAX_RANGE_M**2)
+    rows, points = rows[wanted], points[wanted]
+    columns = [*points.T, np.round(intensity[rows]), rays.ring[rows], rays.lidar_id[rows]]
+    return np.stack(columns).astype(np.float32)

@@ -60,8 +60,8 @@ def merge(meshes: Sequence[Mesh]) -> Mesh:
     """One mesh of many; groups stay apart."""
     if not meshes:
         return flat_mesh(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(3))
-    vertex_start = np.cumsum([0] + [len(m.vertices) for m in meshes])
-    group_start = np.cumsum([0] + [int(m.group.max()) + 1 if len(m.group) else 0 for m in meshes])
+    vertex_start = np.cumsum([0, *(len(m.vertices) for m in meshes)])
+    group_start = np.cumsum([0, *(int(m.group.max()) + 1 if len(m.group) else 0 for m in meshes)])
     columns = {f.name: np.concatenate([getattr(m, f.name) for m in meshes]) for f in fields(Mesh)}
     counts = [len(m.faces) for m in meshes]
     columns["faces"] = columns["faces"] + np.repeat(vertex_start[:-1], counts).astype(np.int32)[:, None]
@@ -144,15 +144,14 @@ def icosahedron() -> Part:
     """Unit icosahedron: 12 vertices, 20 faces, each its own plane."""
     g = (1.0 + 5.0**0.5) / 2.0
     v = np.array(
-        [[-1, g, 0], [1, g, 0], [-1, -g, 0], [1, -g, 0], [0, -1, g], [0, 1, g]]
-        + [[0, -1, -g], [0, 1, -g], [g, 0, -1], [g, 0, 1], [-g, 0, -1], [-g, 0, 1]],
-        np.float64,
-    )
+        [[-1, g, 0], [1, g, 0], [-1, -g, 0], [1, -g, 0], [0, -1, g], [0, 1, g],
+         [0, -1, -g], [0, 1, -g], [g, 0, -1], [g, 0, 1], [-g, 0, -1], [-g, 0, 1]],
+    )  # fmt: skip
     f = np.array(
-        [[0, 11, 5], [0, 5, 1], [0, 1, 7], [0, 7, 10], [0, 10, 11], [1, 5, 9], [5, 11, 4], [11, 10, 2], [10, 7, 6]]
-        + [[7, 1, 8], [3, 9, 4], [3, 4, 2], [3, 2, 6], [3, 6, 8], [3, 8, 9], [4, 9, 5], [2, 4, 11], [6, 2, 10]]
-        + [[8, 6, 7], [9, 8, 1]]
-    )
+        [[0, 11, 5], [0, 5, 1], [0, 1, 7], [0, 7, 10], [0, 10, 11], [1, 5, 9], [5, 11, 4], [11, 10, 2], [10, 7, 6],
+         [7, 1, 8], [3, 9, 4], [3, 4, 2], [3, 2, 6], [3, 6, 8], [3, 8, 9], [4, 9, 5], [2, 4, 11], [6, 2, 10],
+         [8, 6, 7], [9, 8, 1]]
+    )  # fmt: skip
     return v / np.linalg.norm(v[0]), f, np.arange(20)
 
 
@@ -367,8 +366,8 @@ def _pedestrian() -> Template:
         limbs.append(("trousers", leg))
         limbs.append(("trim", box((swing - 0.14, y - 0.13, 0.0), (swing + 0.28, y + 0.13, 0.045))))
         a = side * 0.40
-        arm = frustum((-swing - 0.12, a - 0.10, 0.42), (-swing + 0.12, a + 0.10, 0.80), (-0.13, 0.13, a - 0.09, a + 0.09))
-        limbs.append(("cloth", arm))
+        shoulder = (-0.13, 0.13, a - 0.09, a + 0.09)
+        limbs.append(("cloth", frustum((-swing - 0.12, a - 0.10, 0.42), (-swing + 0.12, a + 0.10, 0.80), shoulder)))
         limbs.append(("skin", box((-swing - 0.10, a - 0.08, 0.38), (-swing + 0.10, a + 0.08, 0.42))))
     head, faces, group = sphere()
     neck = ("skin", box((-0.09, -0.09, 0.80), (0.09, 0.09, 0.86)))
@@ -392,7 +391,8 @@ def _bicycle() -> Template:
     for (x0, z0), (x1, z1) in tubes:
         along = np.array([x1 - x0, z1 - z0])
         across = 0.016 * np.array([-along[1], along[0]]) / np.linalg.norm(along)
-        outline = np.array([[x0, z0] + across, [x1, z1] + across, [x1, z1] - across, [x0, z0] - across])
+        ends = np.array([[x0, z0], [x1, z1]])
+        outline = np.concatenate([ends + across, (ends - across)[::-1]])
         parts.append(("red", profile(outline, 0.04)))
     parts.append(("trim", box((0.16, -0.5, 0.555), (0.20, 0.5, 0.575))))
     parts.append(("trim", box((-0.20, -0.16, 0.515), (-0.05, 0.16, 0.545))))
@@ -409,7 +409,8 @@ def _bicycle() -> Template:
         parts.append(("trousers", frustum((-0.08 + bent, y - 0.1, 0.14), (0.0 + bent, y + 0.1, 0.54),
                                           (-0.16, -0.02, y - 0.11, y + 0.11))))  # fmt: skip
         a = side * 0.38
-        parts.append(("cloth", frustum((0.13, a - 0.09, 0.57), (0.18, a + 0.09, 0.80), (0.0, 0.10, a - 0.08, a + 0.08))))
+        shoulder = (0.0, 0.10, a - 0.08, a + 0.08)
+        parts.append(("cloth", frustum((0.13, a - 0.09, 0.57), (0.18, a + 0.09, 0.80), shoulder)))
     return _template(*parts)
 
 

@@ -47,6 +47,7 @@ _SIGNAL_RADIUS_M = 110.0
 _MAX_VIEWS, _MAX_REGIONS = 16, 2
 _LIDAR_GROUND_LEVEL = 2
 _LIDAR_DIM_M = 120.0
+_CURB_BISECTIONS = 5
 
 
 class Renderer:
@@ -139,20 +140,14 @@ class Renderer:
         return region
 
     def _objects(self, frame: Frame, braking: frozenset[str], origin: np.ndarray) -> list[Mesh]:
-        if frame.annotations is None:
-            return []
-        noted = frame.annotations
-        boxes = noted.boxes.copy()
-        poses = to_global(frame.ego_pose, boxes[:, [BoxIndex.X, BoxIndex.Y, BoxIndex.HEADING]])
-        boxes[:, [BoxIndex.X, BoxIndex.Y]] = poses[:, :2] - origin
-        boxes[:, BoxIndex.HEADING] = poses[:, 2]
+        rows, boxes = _placed_boxes(frame)
+        boxes[:, [BoxIndex.X, BoxIndex.Y]] -= origin
         boxes[:, BoxIndex.Z] -= self._ground_height
-        finite = np.isfinite(boxes).all(1) & (boxes[:, BoxIndex.LENGTH : BoxIndex.HEIGHT + 1] > 0.0).all(1)
-        names, tokens = [str(name) for name in noted.names], [str(token) for token in noted.track_tokens]
-        return [
-            meshes.object_mesh(names[i], boxes[i], tokens[i], tokens[i] in braking)
-            for i in np.flatnonzero(finite).tolist()
-        ]
+        result = []
+        for row, values in zip(rows.tolist(), boxes, strict=True):
+            name, token = str(frame.annotations.names[row]), str(frame.annotations.track_tokens[row])
+            result.append(meshes.object_mesh(name, values, token, token in braking))
+        return result
 
     def _signals(self, frame: Frame, origin: np.ndarray) -> list[Mesh]:
         state = {str(connector): bool(is_red) for connector, is_red in frame.traffic_lights}
@@ -166,9 +161,9 @@ class Renderer:
         """Ground pictures around the ego, one a level, with the shadows of this frame's objects."""
         x, y = frame.ego_pose[:2]
         windows = [self.ground.window(level, float(x), float(y)) for level in range(LEVELS)]
-        if frame.annotations is not None:
-            for window in windows:
-                _object_shadows(window, frame)
+        _, boxes = _placed_boxes(frame)
+        for window in windows:
+            _object_shadows(window, boxes)
         return windows
 
     def _ground_returns(
@@ -181,9 +176,16 @@ class Renderer:
         low, high = origins[:, 2] * per_metre, (origins[:, 2] - np.float32(CURB_HEIGHT_M)) * per_metre
         raised, bright_high = _look_up(window, stage.origin, origins, directions, high)
         under, bright_low = _look_up(window, stage.origin, origins, directions, low)
+        distance = np.where(raised, high, low).astype(np.float32)
         # A ray that passes over the road and would end below a sidewalk meets the curb in between.
-        distance = np.where(raised, high, np.where(under, 0.5 * (low + high), low))
-        return distance.astype(np.float32), np.where(raised, bright_high, bright_low).astype(np.float32)
+        curb = np.flatnonzero(under & ~raised)
+        before, after = high[curb], low[curb]
+        for _ in range(_CURB_BISECTIONS):
+            middle = 0.5 * (before + after)
+            inside, _ = _look_up(window, stage.origin, origins[curb], directions[curb], middle)
+            before, after = np.where(inside, before, middle), np.where(inside, middle, after)
+        distance[curb] = after
+        return distance, np.where(raised, bright_high, bright_low).astype(np.float32)
 
     # --- one camera ---
 
@@ -330,20 +332,30 @@ def _look_up(
     return (found[:, 3] > 127) & np.isfinite(distance), found[:, :3].mean(1) * 0.5
 
 
-def _object_shadows(window: Window, frame: Frame) -> None:
-    """Darken the ground under and beside the annotated objects, in place."""
+def _placed_boxes(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N,) of annotations that have a finite box with an extent; the boxes (N, 7) in global x, y and heading."""
+    if frame.annotations is None:
+        return np.zeros(0, np.int64), np.zeros((0, 7))
     boxes = frame.annotations.boxes
-    poses = to_global(frame.ego_pose, boxes[:, [BoxIndex.X, BoxIndex.Y, BoxIndex.HEADING]])
+    rows = np.flatnonzero(np.isfinite(boxes).all(1) & (boxes[:, BoxIndex.LENGTH : BoxIndex.HEIGHT + 1] > 0.0).all(1))
+    placed = boxes[rows]
+    columns = [BoxIndex.X, BoxIndex.Y, BoxIndex.HEADING]
+    placed[:, columns] = to_global(frame.ego_pose, placed[:, columns])
+    return rows, placed
+
+
+def _object_shadows(window: Window, boxes: np.ndarray) -> None:
+    """Darken the ground under and beside annotated boxes (N, 7, global), in place."""
     reach = 0.5 * WINDOW * window.texel
-    near = np.abs(poses[:, :2] - (window.origin + reach)) < reach + 8.0
-    rows = np.flatnonzero(near.all(1) & np.isfinite(boxes).all(1))
-    if not len(rows):
+    boxes = boxes[(np.abs(boxes[:, :2] - (window.origin + reach)) < reach + 8.0).all(1)]
+    if not len(boxes):
         return
-    corners = box_corners(poses[rows], boxes[rows, BoxIndex.LENGTH], boxes[rows, BoxIndex.WIDTH])
+    poses = boxes[:, [BoxIndex.X, BoxIndex.Y, BoxIndex.HEADING]]
+    corners = box_corners(poses, boxes[:, BoxIndex.LENGTH], boxes[:, BoxIndex.WIDTH])
     away = -SUN[:2] / SUN[2] * 0.85
     blur = max(3, 2 * round(0.18 / window.texel) + 1)
     mask = np.zeros((WINDOW, WINDOW), np.uint8)
-    for ring, height in zip(corners, boxes[rows, BoxIndex.HEIGHT], strict=True):
+    for ring, height in zip(corners, boxes[:, BoxIndex.HEIGHT], strict=True):
         texels = (np.concatenate([ring, ring + away * height]) - window.origin) / window.texel - 0.5
         low = np.clip(np.floor(texels.min(0)).astype(int) - blur, 0, WINDOW)
         high = np.clip(np.ceil(texels.max(0)).astype(int) + blur, 0, WINDOW)
