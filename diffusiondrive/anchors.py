@@ -188,7 +188,7 @@ def _row(command: str, speed: str, distance: np.ndarray) -> CoverageRow:
     )
 
 
-def load_anchors(path: Path | str) -> np.ndarray:
+def read_anchors(path: Path | str) -> np.ndarray:
     """Anchors (M, 8, 2) float32 from a .npy file (ours or the published one). Raises DataError for anything else."""
     remedy = "make it with tools/cluster_anchors.py"
     try:

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from diffusiondrive.anchors import cluster_anchors, human_plans
+from diffusiondrive.anchors import cluster_anchors, human_plans, read_anchors
 from diffusiondrive.checkpoint import compare
 from diffusiondrive.dataset import PlanningDataset
 from diffusiondrive.features import FeatureConfig
@@ -122,10 +122,7 @@ def load_anchors(config: TrainConfig, say: Callable[[str], None]) -> np.ndarray:
         say(f"no anchors named: clustering the human plans of split {config.split}")
         plans = human_plans(SceneDataset.from_config(config.data, config.split))
         return cluster_anchors(plans.trajectories, config.model.modes, config.seed)
-    try:
-        return np.load(config.anchors, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"anchors: {config.anchors}: {error}; make them with tools/cluster_anchors.py") from error
+    return read_anchors(config.anchors)
 
 
 def validation(config: TrainConfig, val_set: PlanningDataset | None, output: Path) -> PdmsValidation | None:

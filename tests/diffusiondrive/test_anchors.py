@@ -13,7 +13,7 @@ from diffusiondrive.anchors import (
     cluster_anchors,
     coverage,
     human_plans,
-    load_anchors,
+    read_anchors,
 )
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
@@ -133,7 +133,7 @@ def test_human_plans_come_from_logs_alone(tmp_path):
 
 @needs_golden
 def test_the_published_anchors_load():
-    anchors = load_anchors(GOLDEN / "model" / "anchors_navsim_20.npy")
+    anchors = read_anchors(GOLDEN / "model" / "anchors_navsim_20.npy")
     assert anchors.shape == (20, 8, 2) and anchors.dtype == np.float32
     assert anchors[..., 0].max() == pytest.approx(47.66, abs=0.01)
 
@@ -141,14 +141,14 @@ def test_the_published_anchors_load():
 def test_bad_anchor_files_are_named(tmp_path):
     path = tmp_path / "anchors.npy"
     with pytest.raises(DataError, match=r"anchors\.npy: no such.*cluster_anchors"):
-        load_anchors(path)
+        read_anchors(path)
     for content, message in [(np.zeros((20, 8)), r"\(20, 8\)"), (np.full((2, 8, 2), np.inf), "finite")]:
         np.save(path, content)
         with pytest.raises(DataError, match=message):
-            load_anchors(path)
+            read_anchors(path)
     path.write_bytes(b"\x93NUMPY broken")
     with pytest.raises(DataError, match=r"not a \.npy"):
-        load_anchors(path)
+        read_anchors(path)
     np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(DataError, match=r"not a \.npy"):
-        load_anchors(path)
+        read_anchors(path)
