@@ -29,7 +29,7 @@ from navsim_eval.formats.splits import CITY_MANIFEST
 
 FORMAT_VERSION = 1
 SCENES_PER_DISTRICT = 60
-MIN_SCENES_PER_DISTRICT = 15  # small splits still mix styles of streets
+MIN_SCENES_PER_DISTRICT = 30  # small splits still mix styles of streets
 MAX_EXTRA_DISTRICTS = 8
 _STYLE_ORDER = {
     "train": ("grid", "irregular", "arterial", "ring"),

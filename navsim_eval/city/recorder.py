@@ -50,6 +50,7 @@ class _Moving:
     names: np.ndarray
     speed: np.ndarray
     ids: np.ndarray
+    tokens: np.ndarray
 
 
 class Recorder:
@@ -77,10 +78,10 @@ class Recorder:
         ahead = starts[first:] <= here + ROUTE_AHEAD_M
         return tuple(str(block) for block in blocks[first:][ahead])
 
-    def distance_left(self, track: Track, motion: EgoMotion, step: int) -> float:
-        """Length of the route that is still ahead of the rear axle [m]."""
-        _, _, ends = self._blocks(track, motion)
-        return float(ends[-1] - motion.progress[step - motion.first]) if len(ends) else 0.0
+    def known_route(self, track: Track, motion: EgoMotion) -> tuple[float, float]:
+        """Where the known route starts and ends, as arc length of the bumper's trace [m]."""
+        _, starts, ends = self._blocks(track, motion)
+        return (float(starts[0]), float(ends[-1])) if len(starts) else (np.inf, -np.inf)
 
     def moving(self, step: int) -> _Moving:
         """Road users at a step."""
@@ -95,6 +96,7 @@ class Recorder:
                 names=np.array([t.kind.annotation for t in present], dtype=str),
                 speed=np.array([t.speed[step - t.first] for t in present]),
                 ids=np.array([t.id for t in present], dtype=str),
+                tokens=np.array([self._track_tokens[t.id] for t in present], dtype=str),
             )
         return self._moving[step]
 
@@ -124,7 +126,7 @@ class Recorder:
         poses = np.concatenate([moving.poses, still.poses])
         sizes = np.concatenate([moving.sizes, still.sizes])
         speed = np.concatenate([moving.speed, np.zeros(len(still.names))])
-        tokens = np.concatenate([[self._track_token(i) for i in moving.ids], self._furniture_tokens])
+        tokens = np.concatenate([moving.tokens, self._furniture_tokens])
         near = np.hypot(*(poses[:, :2] - ego[:2]).T) < RADIUS_M
         near[: len(moving.ids)] &= moving.ids != track.id
         boxes = to_local(ego, poses[near])
@@ -138,6 +140,10 @@ class Recorder:
 
     def _track_token(self, name: str) -> str:
         return token("track", self.district.split, self.district.seed, name)
+
+    @cached_property
+    def _track_tokens(self) -> dict[str, str]:
+        return {track.id: self._track_token(track.id) for track in self.traffic.tracks}
 
     @cached_property
     def _furniture_tokens(self) -> np.ndarray:

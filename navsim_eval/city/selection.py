@@ -12,27 +12,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import shapely
 
 from navsim_eval.city.ego import EgoMotion, ego_motion
 from navsim_eval.city.recorder import FRAME_STEPS, Recorder, driving_command
 from navsim_eval.city.traffic import EGO_KIND, STEP_S, Track
 from navsim_eval.errors import DataError
 from navsim_eval.formats.maps import RoadMap
+from navsim_eval.geometry import Vehicle, box_corners, to_global, to_local
 from navsim_eval.pdm.cache import build_metric_cache
 from navsim_eval.planners import constant_velocity, human
-from navsim_eval.scene import Frame, Scene
+from navsim_eval.scene import FRAME_INTERVAL_S, Frame, Scene
 from navsim_eval.scoring import score
 
 HISTORY_FRAMES, FUTURE_FRAMES = 3, 10  # around the current frame
 HORIZON_STEPS = 40  # 4 s
 MIN_HUMAN_SCORE, MAX_CONSTANT_VELOCITY_SCORE = 0.8, 0.8
 MIN_DEVIATION_M = 2.0  # of the drive from constant velocity after 4 s; below, constant velocity all but solves it
+MIN_GAIN = 1.7  # of an accelerating drive's way against constant velocity's; below, its progress is good enough
+MIN_START_M = 6.0  # up to 5 m PDMS counts any progress as full
+TURN_RAD = np.radians(25.0)
 MIN_ROUTE_LEFT_M = 110.0
 MAX_RUN = 6  # consecutive scenes a log
 GAP_FRAMES = 4  # between two logs of one vehicle
 
 # What the driver does over the next 4 s, and how often we look for it.
-CATEGORY_WEIGHTS = {"left": 0.28, "right": 0.27, "start": 0.12, "brake": 0.13, "accelerate": 0.1, "bend": 0.1}
+CATEGORY_WEIGHTS = {"left": 0.26, "right": 0.3, "start": 0.12, "brake": 0.12, "accelerate": 0.1, "bend": 0.1}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Run:
 
 def select_runs(recorder: Recorder, road_map: RoadMap, quota: int, rng: np.random.Generator) -> list[Run]:
     """Runs that hold `quota` scenes altogether, or fewer where the district has no more to offer."""
-    moments = _Moments(recorder)
+    moments = _Moments(recorder, road_map)
     runs: list[Run] = []
     missing = quota
     for drive, first, count in moments.proposals(rng):
@@ -79,32 +84,33 @@ def run_frames(recorder: Recorder, road_map: RoadMap, run: Run, log_name: str) -
 class _Moments:
     """Moments of all drives of a district by category, and which of them have been used."""
 
-    def __init__(self, recorder: Recorder):
+    def __init__(self, recorder: Recorder, road_map: RoadMap):
         self.recorder = recorder
         self.drives = [
             Drive(track, motion)
             for track in recorder.traffic.tracks
             if track.kind.name == EGO_KIND and (motion := ego_motion(track)) is not None
         ]
+        roads = _drivable_union(road_map, recorder.district.offset)
         self.categories: dict[tuple[int, int], str] = {}
         for number, drive in enumerate(self.drives):
-            for step in self._plausible(drive):
-                if (category := _category(drive.motion, step)) is not None:
+            steps = self._plausible(drive)
+            for step, category in zip(steps.tolist(), _categories(drive.motion, steps, roads), strict=True):
+                if category is not None:
                     self.categories[number, step] = category
         self.used: set[tuple[int, int]] = set()
 
-    def _plausible(self, drive: Drive) -> Iterator[int]:
+    def _plausible(self, drive: Drive) -> np.ndarray:
         """Steps at which a full window of comfortable driving on a known route can be cut."""
         motion, before, after = drive.motion, HISTORY_FRAMES * FRAME_STEPS, FUTURE_FRAMES * FRAME_STEPS
-        first = -(-(motion.first + before) // FRAME_STEPS) * FRAME_STEPS
-        for step in range(max(first, before), motion.last - after, FRAME_STEPS):
-            row = step - motion.first
-            if (
-                motion.comfortable[row - before : row + after + 1].all()
-                and self.recorder.distance_left(drive.track, motion, step) > MIN_ROUTE_LEFT_M
-                and self.recorder.route(drive.track, motion, step - before)
-            ):
-                yield step
+        first = max(-(-(motion.first + before) // FRAME_STEPS) * FRAME_STEPS, before)
+        steps = np.arange(first, motion.last - after, FRAME_STEPS)
+        rows = steps - motion.first
+        rough = np.concatenate([[0], np.cumsum(~motion.comfortable)])
+        comfortable = rough[rows + after + 1] == rough[rows - before]
+        start, end = self.recorder.known_route(drive.track, motion)
+        on_route = (motion.progress[rows - before] >= start) & (end - motion.progress[rows] > MIN_ROUTE_LEFT_M)
+        return steps[comfortable & on_route]
 
     def proposals(self, rng: np.random.Generator) -> Iterator[tuple[Drive, int, int]]:
         """(drive, first step, count) of short runs of unused moments, categories in random turn, each moment once."""
@@ -135,24 +141,52 @@ class _Moments:
         return wanted
 
 
-def _category(motion: EgoMotion, step: int) -> str | None:
-    """What the drive does within 4 s, None where that is nearly what constant velocity does."""
-    row = step - motion.first
-    here, later = motion.poses[row], motion.poses[row + HORIZON_STEPS]
-    c, s = np.cos(here[2]), np.sin(here[2])
-    dx, dy = later[:2] - here[:2]
-    ahead, aside = c * dx + s * dy, -s * dx + c * dy
-    gained = ahead - motion.velocity[row] * HORIZON_STEPS * STEP_S
-    if np.hypot(gained, aside) < MIN_DEVIATION_M:
-        return None
-    turned = later[2] - here[2]
-    if abs(turned) > np.radians(25.0):
-        return "left" if turned > 0 else "right"
-    if motion.velocity[row] < 1.0:
-        return "start"
-    if abs(aside) > abs(gained):
-        return "bend"
-    return "brake" if gained < 0 else "accelerate"
+def _categories(motion: EgoMotion, steps: np.ndarray, roads: shapely.Geometry) -> list[str | None]:
+    """What the drive does within 4 s of each step; None where constant velocity (nearly) solves that too.
+
+    Slowing down without anybody ahead, or speeding up a little, leaves constant velocity a good score; so does a turn
+    on a junction so wide that it stays on the road. roads: drivable surface, prepared, local frame.
+    """
+    rows = steps - motion.first
+    here, later = motion.poses[rows], motion.poses[rows + HORIZON_STEPS]
+    speed, turned = motion.velocity[rows], later[:, 2] - here[:, 2]
+    ahead, aside = to_local(here, later)[:, :2].T
+    straight_on = speed * HORIZON_STEPS * STEP_S
+    gained = ahead - straight_on
+    leaves_road = _leaves_road(here, speed, roads)
+    categories: list[str | None] = []
+    for k in range(len(steps)):
+        if np.hypot(gained[k], aside[k]) < MIN_DEVIATION_M:
+            categories.append(None)
+        elif abs(turned[k]) > TURN_RAD:
+            categories.append(("left" if turned[k] > 0 else "right") if leaves_road[k] else None)
+        elif abs(aside[k]) > abs(gained[k]):
+            categories.append("bend" if leaves_road[k] else None)
+        elif gained[k] < 0:
+            categories.append("brake")
+        elif ahead[k] < MIN_GAIN * straight_on[k] or ahead[k] < MIN_START_M:
+            categories.append(None)
+        else:
+            categories.append("start" if speed[k] < 1.0 else "accelerate")
+    return categories
+
+
+def _leaves_road(poses: np.ndarray, speed: np.ndarray, roads: shapely.Geometry) -> np.ndarray:
+    """(K,) bool: within 4 s, constant velocity takes a corner of the ego off the drivable surface."""
+    times = np.arange(1, 9) * FRAME_INTERVAL_S
+    centre = np.zeros((len(poses), len(times), 3))
+    centre[..., 0] = speed[:, None] * times + Vehicle.REAR_AXLE_TO_CENTER
+    corners = box_corners(to_global(poses[:, None], centre), Vehicle.LENGTH, Vehicle.WIDTH)
+    return ~shapely.contains_xy(roads, corners[..., 0], corners[..., 1]).all(axis=(1, 2))
+
+
+def _drivable_union(road_map: RoadMap, offset: np.ndarray) -> shapely.Geometry:
+    """All drivable surface of a district in its local frame, prepared for queries."""
+    layers = ("lane_groups_polygons", "intersections", "carpark_areas")
+    union = shapely.union_all(np.concatenate([road_map.layer(name).geometries for name in layers]))
+    union = shapely.transform(union, lambda xy: xy - offset)
+    shapely.prepare(union)
+    return union
 
 
 def _kept(recorder: Recorder, road_map: RoadMap, drive: Drive, first: int, count: int) -> list[tuple[int, int]]:

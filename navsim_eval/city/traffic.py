@@ -24,6 +24,7 @@ STEP_S = 0.1
 WARM_UP_S = 15.0
 TRIP_S = 110.0  # typical time of a trip through a district, to keep the density up
 TURN_PREFERENCE = 3.0  # weight of a turn against going straight on
+BICYCLES_PER_STREET = 0.9  # of the streets with a bicycle lane, at a time
 EGO_KIND = "ego_car"
 
 
@@ -230,13 +231,13 @@ def _bicycle_trips(network: Network, style: Style, rng: np.random.Generator, end
     ways = sorted({lane.edge for lane in network.lanes.values() if lane.use == BICYCLE})
     onward = _onward_streets(network, CAR)
     trips = []
-    for number in range(round(len(ways) * 0.35 * (1 + end / TRIP_S))):
+    for number in range(round(len(ways) * BICYCLES_PER_STREET * (1 + end / TRIP_S))):
         route = [str(rng.choice(ways))]
         while following := [e for e, turn in sorted(onward[route[-1]].items()) if e in ways and not turn]:
             if following[0] in route:
                 break
             route.append(following[0])
-        depart = rng.uniform(0, WARM_UP_S) if number < len(ways) * 0.35 else rng.uniform(WARM_UP_S, end)
+        depart = rng.uniform(0, WARM_UP_S) if number < len(ways) * BICYCLES_PER_STREET else rng.uniform(WARM_UP_S, end)
         trips.append((float(depart), f"b{number}", "bicycle", route, "random_free"))
     return trips
 
@@ -278,32 +279,43 @@ def _write_signal_recorder(path: Path, network: Network, output: Path) -> None:
 
 _TIME_STEP = re.compile(r'<timestep time="([\d.]+)"')
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
+_NUMBERS = ("x", "y", "angle", "speed")
 
 
 def _read_tracks(path: Path, routes: dict[str, tuple[str, ...]], first_step: int) -> tuple[Track, ...]:
-    """Tracks from SUMO's floating car data, which holds one element a line."""
-    rows: dict[str, list[tuple]] = defaultdict(list)
-    kinds: dict[str, str] = {}
+    """Tracks from SUMO's floating car data, which holds one element a line, its attributes always in one order."""
+    rows: dict[str, list[list[str]]] = defaultdict(list)
+    steps: dict[str, list[int]] = defaultdict(list)
+    place: dict[str, dict[str, int]] = {}  # by element: attribute → its part of a line that is cut at quotation marks
     step = 0
     with open(path) as file:
         for line in file:
-            if "<vehicle " in line or "<person " in line:
-                values = dict(_ATTRIBUTE.findall(line))
-                numbers = (float(values[key]) for key in ("x", "y", "angle", "speed"))
-                rows[values["id"]].append((step, *numbers, values.get("lane") or values.get("edge", "")))
-                kinds[values["id"]] = values["type"]
-            elif match := _TIME_STEP.search(line):
+            if match := _TIME_STEP.search(line):
                 step = round(float(match[1]) / STEP_S) - first_step
-    return tuple(_track(name, KINDS[kinds[name]], rows[name], routes.get(name, ())) for name in sorted(rows))
+                continue
+            parts = line.split('"')
+            element = parts[0]
+            if not element.endswith(("<vehicle id=", "<person id=")):
+                continue
+            if element not in place:
+                place[element] = {part.strip(" ="): k for k, part in enumerate(parts[2::2], start=1)}
+            rows[parts[1]].append(parts)
+            steps[parts[1]].append(step)
+    return tuple(_track(name, steps[name], rows[name], place, routes.get(name, ())) for name in sorted(rows))
 
 
-def _track(name: str, kind: Kind, rows: list[tuple], route: tuple[str, ...]) -> Track:
-    steps, x, y, angle, speed, lanes = zip(*rows, strict=True)
+def _track(
+    name: str, steps: list[int], rows: list[list[str]], place: dict[str, dict[str, int]], route: tuple[str, ...]
+) -> Track:
     if steps[-1] - steps[0] != len(steps) - 1:
         raise ValueError(f"{name}: recorded with gaps")
-    heading = np.radians(90.0 - np.array(angle))
+    columns = {attribute: 2 * k + 1 for attribute, k in place[rows[0][0]].items()}
+    numbers = [[row[columns[attribute]] for attribute in _NUMBERS] for row in rows]
+    x, y, angle, speed = np.array(numbers).astype(np.float64).T
+    heading = np.radians(90.0 - angle)
     poses = np.column_stack([x, y, np.arctan2(np.sin(heading), np.cos(heading))])
-    return Track(name, kind, steps[0], poses, np.array(speed), lanes, route)
+    lane = columns.get("lane", columns.get("edge"))
+    return Track(name, KINDS[rows[0][columns["type"]]], steps[0], poses, speed, tuple(row[lane] for row in rows), route)
 
 
 def _read_signals(path: Path, first_step: int) -> dict[str, tuple[tuple[int, str], ...]]:
