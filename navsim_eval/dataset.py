@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_eval.config import DataConfig
-from navsim_eval.coverage import SplitCoverage, SensorCoverage
+from navsim_eval.coverage import SensorCoverage, SplitCoverage
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.logs import frame_from_dict, parse_route, read_log_dicts
 from navsim_eval.formats.splits import LOGS_FOLDER, SceneFilter, Split, find_split

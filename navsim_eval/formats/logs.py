@@ -56,7 +56,7 @@ def read_log_dicts(path: Path | str) -> list[dict[str, Any]]:
 
 def frame_from_dict(frame: Mapping[str, Any], path: Path | str, index: int) -> Frame:
     """One frame from the dict of a log. path and index are for error messages. Raises DataError."""
-    field = _FieldReader(frame, path, f"frame {index}")
+    field = FieldReader(frame, path, f"frame {index}")
     motion = field.numbers("ego_dynamic_state", (4,)).astype(np.float32).astype(np.float64)
     return Frame(
         token=str(frame["token"]),
@@ -69,9 +69,9 @@ def frame_from_dict(frame: Mapping[str, Any], path: Path | str, index: int) -> F
         ego_acceleration=motion[2:],
         driving_command=field.numbers("driving_command", (len(COMMANDS),)).astype(np.int64),
         roadblock_ids=field.parse("roadblock_ids", parse_route, default=()),
-        traffic_lights=field.parse("traffic_lights", _traffic_lights, default=()),
-        annotations=_annotations(field.inner("anns")) if frame.get("anns") is not None else None,
-        cameras=_cameras(field),
+        traffic_lights=field.parse("traffic_lights", parse_traffic_lights, default=()),
+        annotations=read_annotations(field.inner("anns")) if frame.get("anns") is not None else None,
+        cameras=read_cameras(field, "cams"),
         lidar_path=field.parse("lidar_path", Path, default=None),
     )
 
@@ -82,8 +82,8 @@ def parse_route(route: Any) -> tuple[str, ...]:
     return tuple(id_ for part in parts for id_ in re.split(r"[\s,]+", part) if id_)
 
 
-class _FieldReader:
-    """Reads fields of one dict; every failure names file, place and field."""
+class FieldReader:
+    """Reads fields of one dict; every failure is a DataError that names file, place and field."""
 
     def __init__(self, values: Mapping[str, Any], path: Path | str, place: str):
         if not isinstance(values, Mapping):
@@ -91,12 +91,17 @@ class _FieldReader:
         self.values, self.path, self.place = values, path, place
 
     def error(self, key: str, problem: str) -> DataError:
+        """The error to raise about a field."""
         return DataError(self.path, problem, field=f"{self.place}.{key}", remedy=_REMEDY)
 
-    def inner(self, key: str) -> _FieldReader:
-        return _FieldReader(self.values[key], self.path, f"{self.place}.{key}")
+    def inner(self, key: str) -> FieldReader:
+        """Reader of a dict inside this one."""
+        if key not in self.values:
+            raise self.error(key, "missing")
+        return FieldReader(self.values[key], self.path, f"{self.place}.{key}")
 
     def parse(self, key: str, parser: Callable[[Any], Any], **default: Any) -> Any:
+        """parser(field); an absent or null field is `default`, or an error without one."""
         value = self.values.get(key)
         if value is None:
             if "default" in default:
@@ -120,58 +125,60 @@ class _FieldReader:
         return array
 
 
-def _ego_pose(field: _FieldReader) -> np.ndarray:
+def _ego_pose(field: FieldReader) -> np.ndarray:
     translation = field.numbers("ego2global_translation", (-1,))
     if len(translation) < 2:
         raise field.error("ego2global_translation", f"shape {translation.shape} where (3,) is expected")
     return np.array([translation[0], translation[1], quaternion_yaw(_quaternion(field, "ego2global_rotation"))])
 
 
-def _quaternion(field: _FieldReader, key: str) -> np.ndarray:
+def _quaternion(field: FieldReader, key: str) -> np.ndarray:
     quaternion = field.numbers(key, (4,))
     if not quaternion.any():
         raise field.error(key, "zero quaternion")
     return quaternion
 
 
-def _annotations(field: _FieldReader) -> Annotations:
-    boxes = field.numbers("gt_boxes", (-1, 7), finite=False)
-    velocity = field.numbers("gt_velocity_3d", (-1, 3), finite=False)
-    names = _strings(field, "gt_names")
+def read_annotations(field: FieldReader, prefix: str = "gt_") -> Annotations:
+    """Boxes of one frame. prefix: of the keys boxes, names and velocity_3d (logs say gt_, synthetic scenes nothing)."""
+    boxes = field.numbers(f"{prefix}boxes", (-1, 7), finite=False)
+    velocity = field.numbers(f"{prefix}velocity_3d", (-1, 3), finite=False)
+    names = _strings(field, f"{prefix}names")
     tracks = _strings(field, "track_tokens")
-    for key, values in (("gt_velocity_3d", velocity), ("gt_names", names), ("track_tokens", tracks)):
+    for key, values in ((f"{prefix}velocity_3d", velocity), (f"{prefix}names", names), ("track_tokens", tracks)):
         if len(values) != len(boxes):
             raise field.error(key, f"{len(values)} entries for {len(boxes)} boxes")
     unknown = sorted(set(names.tolist()) - BOX_CLASSES)
     if unknown:
-        raise field.error("gt_names", f"unknown class '{unknown[0]}'; known: {', '.join(sorted(BOX_CLASSES))}")
+        raise field.error(f"{prefix}names", f"unknown class '{unknown[0]}'; known: {', '.join(sorted(BOX_CLASSES))}")
     return Annotations(boxes=boxes, names=names, velocity=velocity[:, :2].copy(), track_tokens=tracks)
 
 
-def _strings(field: _FieldReader, key: str) -> np.ndarray:
+def _strings(field: FieldReader, key: str) -> np.ndarray:
     """Field as an array of str; an empty one may be stored as float64."""
     return field.parse(key, lambda values: np.array(values, dtype=np.str_).reshape(-1))
 
 
-def _traffic_lights(lights: Any) -> tuple[tuple[str, bool], ...]:
+def parse_traffic_lights(lights: Any) -> tuple[tuple[str, bool], ...]:
+    """((lane connector id, is_red), …) from pairs of any integer and truth-value types."""
     return tuple((str(int(connector)), bool(is_red)) for connector, is_red in lights)
 
 
-def _cameras(field: _FieldReader) -> dict[str, Camera]:
+def read_cameras(field: FieldReader, key: str) -> dict[str, Camera]:
     """Cameras by upper-case name, extrinsics composed to camera → ego. An empty dict stands for an unused camera."""
-    cameras = field.values.get("cams") or {}
+    cameras = field.values.get(key) or {}
     if not isinstance(cameras, Mapping):
-        raise field.error("cams", f"a dict is expected, this is a {type(cameras).__name__}")
+        raise field.error(key, f"a dict is expected, this is a {type(cameras).__name__}")
     to_ego = _lidar_to_ego(field)
-    place = f"{field.place}.cams"
+    place = f"{field.place}.{key}"
     return {
-        str(name).upper(): _camera(_FieldReader(values, field.path, f"{place}.{name}"), to_ego)
+        str(name).upper(): _camera(FieldReader(values, field.path, f"{place}.{name}"), to_ego)
         for name, values in cameras.items()
         if values
     }
 
 
-def _camera(field: _FieldReader, lidar_to_ego: tuple[np.ndarray, np.ndarray] | None) -> Camera:
+def _camera(field: FieldReader, lidar_to_ego: tuple[np.ndarray, np.ndarray] | None) -> Camera:
     rotation = field.numbers("sensor2lidar_rotation", (3, 3))
     translation = field.numbers("sensor2lidar_translation", (3,))
     if lidar_to_ego is not None:
@@ -185,7 +192,7 @@ def _camera(field: _FieldReader, lidar_to_ego: tuple[np.ndarray, np.ndarray] | N
     )
 
 
-def _lidar_to_ego(field: _FieldReader) -> tuple[np.ndarray, np.ndarray] | None:
+def _lidar_to_ego(field: FieldReader) -> tuple[np.ndarray, np.ndarray] | None:
     """Rotation and translation of the LiDAR in the ego frame; None for the identity, as in all published logs."""
     rotation, translation = np.eye(3), np.zeros(3)
     if field.values.get("lidar2ego_rotation") is not None:
