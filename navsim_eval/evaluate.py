@@ -110,7 +110,8 @@ def evaluate(
     Raises UserError for a wrong configuration, an empty split, missing predictions, or when the numeric self-check
     fails. Broken scenes do not raise: they are counted in the summaries.
     """
-    dataset = SceneDataset.from_config(config.data, config.split, max_scenes=config.max_scenes or None)
+    limit = config.max_scenes or None
+    dataset = SceneDataset.from_config(config.data, config.split, max_scenes=limit, progress=progress is not silent)
     caches = {
         metric: MetricCaches(config.data, dataset, metric, Path(config.metric_cache) / metric)
         for metric in config.metric

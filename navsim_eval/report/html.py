@@ -97,11 +97,10 @@ def figure(picture: bytes, kind: str, alt: str) -> str:
     return f'<div class="{kind}"><img alt="{escape(alt)}" src="data:{mime};base64,{data}"></div>'
 
 
-def png_of(drawing: Figure, colors: int = 255) -> bytes:
-    """A line drawing as a small PNG with a palette."""
-    image = _raster(drawing).convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+def png_of(drawing: Figure) -> bytes:
+    """A line drawing as a PNG."""
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    _raster(drawing).convert("RGB").save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
