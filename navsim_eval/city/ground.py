@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import shapely
 
+from navsim_eval.city.approaches import Approaches
 from navsim_eval.city.textures import noise
 from navsim_eval.formats.maps import RoadMap
 
@@ -64,11 +65,15 @@ class Window:
 class GroundPainter:
     """Paints and keeps ground tiles of one map.
 
+    approaches: lane ends, where stop lines are
     shadows: called with a square (x0, y0, x1, y1), gives polygons (K, 2) of static shadows that may fall into it
     """
 
-    def __init__(self, road_map: RoadMap, seed: int = 0, shadows: ShadowSource | None = None):
+    def __init__(
+        self, road_map: RoadMap, approaches: Approaches, seed: int = 0, shadows: ShadowSource | None = None
+    ):
         self._map = road_map
+        self._approaches = approaches
         self._seed = seed
         self._shadows = shadows
         self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
@@ -147,7 +152,7 @@ class GroundPainter:
         canvas.gaps(yellow, centers, 0.14)
         for polygon in self._polygons("crosswalks", canvas):
             self._zebra(white, canvas, polygon)
-        canvas.lines(white, [line for line in self.stop_lines if canvas.near(line)], _STOP_LINE_M)
+        canvas.lines(white, [line for line in self._stop_lines if canvas.near(line)], _STOP_LINE_M)
         return white, yellow
 
     def _strokes(self, row: int, kind: int) -> list[np.ndarray]:
@@ -237,36 +242,19 @@ class GroundPainter:
         return result
 
     @functools.cached_property
-    def stop_lines(self) -> list[np.ndarray]:
-        """(2, 2) end points of a line across each lane that ends at a signal or a stop polygon."""
-        lanes, connectors = self._map.layer("lanes_polygons"), self._map.layer("lane_connectors")
-        stopping = {
-            lane
-            for lane, lines in zip(connectors.keys("exit_lane_fid"), _stop_texts(connectors), strict=True)
-            if lines
-        }
-        stops = self._map.layer("stop_polygons")
+    def _stop_lines(self) -> list[np.ndarray]:
+        """(2, 2) end points of the line across each lane where traffic has to stop."""
+        lanes = self._map.layer("lanes_polygons")
         lines = []
-        for row, lane in enumerate(lanes.ids.tolist()):
-            path = self._map.baseline(lane)
-            end, direction = path[-1], path[-1] - path[-2]
-            near = len(stops) > 0 and len(stops.tree.query(shapely.Point(end).buffer(2.0), predicate="intersects")) > 0
-            if lane not in stopping and not near:
-                continue
-            direction = direction / max(float(np.linalg.norm(direction)), 1e-9)
-            foot, normal = end - 0.35 * direction, np.array([-direction[1], direction[0]])
-            across = shapely.LineString([foot + 4.0 * normal, foot - 4.0 * normal])
-            cut = shapely.get_coordinates(shapely.intersection(across, lanes.geometries[row]))
-            if len(cut) >= 2:
-                lines.append(cut[[0, -1]])
+        for row in np.flatnonzero(self._approaches.stop_line):
+            direction = self._approaches.directions[row]
+            foot = self._approaches.ends[row] - 0.35 * direction
+            aside = 4.0 * np.array([-direction[1], direction[0]])
+            cut = shapely.intersection(shapely.LineString([foot + aside, foot - aside]), lanes.geometries[row])
+            points = shapely.get_coordinates(cut)
+            if len(points) >= 2:
+                lines.append(points[[0, -1]])
         return lines
-
-
-def _stop_texts(connectors) -> list[str]:
-    column = connectors.columns.get("traffic_light_stop_line_fids")
-    if column is None:
-        return [""] * len(connectors)
-    return ["" if text is None else str(text).strip() for text in column]
 
 
 class _Canvas:

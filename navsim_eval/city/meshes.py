@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -70,12 +70,14 @@ def merge(meshes: Sequence[Mesh]) -> Mesh:
 
 
 def transform(mesh: Mesh, xy: np.ndarray, heading: float = 0.0, z: float = 0.0, scale: float = 1.0) -> Mesh:
-    """The mesh scaled, turned about z and moved."""
+    """The mesh scaled, turned about z and moved; pictures on walls stay where they were on the wall."""
     c, s = np.cos(heading), np.sin(heading)
     rotation = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
     vertices = (mesh.vertices * scale) @ rotation.T + np.array([xy[0], xy[1], z])
-    values = {f.name: getattr(mesh, f.name) for f in fields(Mesh)}
-    return Mesh(**(values | {"vertices": vertices.astype(np.float32)}))
+    wall = mesh.wall.copy()
+    wall[:, :2] = mesh.wall[:, :2] @ rotation[:2, :2].T
+    wall[:, 2] = mesh.wall[:, 2] * scale + wall[:, :2] @ np.asarray(xy, np.float64)
+    return replace(mesh, vertices=vertices.astype(np.float32), wall=wall)
 
 
 # --- solids that everything is made of: vertices, faces and plane groups ---

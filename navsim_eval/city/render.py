@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from navsim_eval.city import lidar, meshes
+from navsim_eval.city.approaches import find_approaches
 from navsim_eval.city.backdrop import Backdrop, clearness, make_backdrop
 from navsim_eval.city.camera import View, make_view
 from navsim_eval.city.ground import CURB_HEIGHT_M, LEVELS, WINDOW, GroundPainter, Window
@@ -61,8 +62,9 @@ class Renderer:
 
     def __init__(self, road_map: RoadMap, seed: int = 0, ground_height: float = 0.0):
         embree()
-        self.scenery = Scenery(road_map, seed)
-        self.ground = GroundPainter(road_map, seed, self.scenery.shadows)
+        approaches = find_approaches(road_map)
+        self.scenery = Scenery(road_map, approaches, seed)
+        self.ground = GroundPainter(road_map, approaches, seed, self.scenery.shadows)
         self._seed = seed
         self._ground_height = float(ground_height)
         self._views: OrderedDict[tuple, tuple[View, Backdrop]] = OrderedDict()

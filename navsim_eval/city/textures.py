@@ -14,6 +14,8 @@ import numpy as np
 FACADE_SIZE_M = 12.8  # one picture shows four bays of 3.2 m; a ground floor and three upper floors of 3.2 m
 FLOOR_M = 3.2
 BAY_M = 3.2
+HOUSE_STYLES = 12
+FOLIAGE = HOUSE_STYLES  # the picture after the house fronts
 _FACADE_PIXELS = 256
 _FLOOR_PIXELS = 64
 SKY_SHAPE = (256, 2048)  # elevation 0 to 90 degrees, azimuth full turn
@@ -45,7 +47,6 @@ class FacadeAtlas:
     texels: np.ndarray
     offsets: np.ndarray
     widths: np.ndarray
-    styles: int
 
     def sample(self, style: np.ndarray, along: np.ndarray, height: np.ndarray, footprint: np.ndarray) -> np.ndarray:
         """RGBA (N, 4) uint8 at distance `along` the wall and `height` above its foot [m], all (N,) float32.
@@ -71,9 +72,9 @@ class FacadeAtlas:
 
 @functools.lru_cache(maxsize=2)
 def facade_atlas(seed: int = 0) -> FacadeAtlas:
-    """Twelve kinds of house front: brick, plaster, concrete and glass, with shops, doors or garages below."""
+    """House fronts of brick, plaster, concrete and glass with shops or doors below; and leaves (style FOLIAGE)."""
     rng = np.random.default_rng([seed, 11])
-    pictures = np.stack([_facade(style, rng) for style in range(12)])
+    pictures = np.stack([*(_facade(style, rng) for style in range(HOUSE_STYLES)), _foliage(seed)])
     levels, offsets, widths, start = [], [], [], 0
     width = _FACADE_PIXELS
     while width >= 4:
@@ -83,9 +84,15 @@ def facade_atlas(seed: int = 0) -> FacadeAtlas:
         widths.append(width)
         start += levels[-1].size
         width //= 2
-    return FacadeAtlas(
-        np.concatenate(levels), np.array(offsets, np.int32), np.array(widths, np.int32), len(pictures)
-    )
+    return FacadeAtlas(np.concatenate(levels), np.array(offsets, np.int32), np.array(widths, np.int32))
+
+
+def _foliage(seed: int) -> np.ndarray:
+    """(256, 256, 4) uint8 light and shade among leaves."""
+    shade = 205 + 24 * noise(_FACADE_PIXELS, 1.0, seed + 201) + 16 * noise(_FACADE_PIXELS, 0.0, seed + 202)
+    image = np.full((_FACADE_PIXELS, _FACADE_PIXELS, 4), 255, np.uint8)
+    image[..., :3] = np.clip(shade, 70, 255)[..., None]
+    return image
 
 
 def _facade(style: int, rng: np.random.Generator) -> np.ndarray:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import shapely
 
 from navsim_eval.city import meshes
+from navsim_eval.city.approaches import Approaches, signalised_connectors
 from navsim_eval.city.meshes import Mesh
-from navsim_eval.city.textures import BAY_M, FLOOR_M
+from navsim_eval.city.textures import BAY_M, FLOOR_M, FOLIAGE, HOUSE_STYLES
 from navsim_eval.formats.maps import RoadMap
 
 SQUARE_M = 128.0
@@ -26,6 +27,8 @@ _ROADS = (
     "lane_group_connectors", "generic_drivable_areas", "carpark_areas",
 )  # fmt: skip
 _MAX_SQUARES = 64
+_HEAD_SPACING_M, _HEAD_HEIGHT_M = 0.72, 5.4
+_LONGEST_JUNCTION_M = 45.0
 _TINTS = np.array(
     [[196, 120, 92], [172, 104, 82], [214, 196, 166], [226, 214, 188], [190, 186, 178], [168, 170, 172],
      [204, 176, 140], [150, 128, 112], [222, 222, 216], [182, 156, 130], [206, 148, 116], [160, 164, 176]],
@@ -54,25 +57,27 @@ class Square:
 
 @dataclass(frozen=True)
 class Signal:
-    """One traffic light head and the post it hangs on.
+    """One traffic light head.
 
     connector: lane connector that it controls
     head:      (3,) centre of the head, global x, y and height [m];  facing: heading of the traffic it addresses [rad]
-    post:      (2,) foot of the post, global
+    post:      (2,) foot of the post, global, where this head carries the arm of its approach; else None
     """
 
     connector: str
     head: np.ndarray
     facing: float
-    post: np.ndarray
+    post: np.ndarray | None
 
 
 class Scenery:
     """Static surroundings of one map, made lazily."""
 
-    def __init__(self, road_map: RoadMap, seed: int = 0):
+    def __init__(self, road_map: RoadMap, approaches: Approaches, seed: int = 0):
         self._map = road_map
+        self._approaches = approaches
         self._seed = seed
+        self._gantries: dict[tuple[str, ...], list[Signal]] = {}
         self._squares: OrderedDict[tuple[int, int], Square] = OrderedDict()
 
     def square(self, ix: int, iy: int) -> Square:
@@ -110,6 +115,7 @@ class Scenery:
         builder = _SquareBuilder(origin, bounds, rng)
         builder.buildings(paved)
         builder.lamp_posts(roads)
+        builder.stop_signs(self._stop_signs(origin))
         builder.trees(paved)
         return builder.finish()
 
@@ -132,91 +138,109 @@ class Scenery:
     # --- traffic lights ---
 
     @functools.cached_property
-    def _stop_text(self) -> Mapping[str, bool]:
+    def _signals_by_group(self) -> dict[str, tuple[str, ...]]:
+        """Lane group → its signalised connectors, ascending row."""
         connectors = self._map.layer("lane_connectors")
-        column = connectors.columns.get("traffic_light_stop_line_fids")
-        if column is None:
-            return {}
-        texts = ["" if text is None else str(text).strip() for text in column]
-        return {connector: bool(text) for connector, text in zip(connectors.ids.tolist(), texts, strict=True)}
+        exits = connectors.keys("exit_lane_fid").tolist()
+        groups: dict[str, list[str]] = {}
+        for row in np.flatnonzero(signalised_connectors(self._map)):
+            if exits[row] in self._approaches.rows:
+                group = str(self._approaches.groups[self._approaches.rows[exits[row]]])
+                groups.setdefault(group, []).append(str(connectors.ids[row]))
+        return {group: tuple(members) for group, members in groups.items()}
 
-    @functools.cached_property
-    def _starts(self) -> tuple[np.ndarray, np.ndarray]:
-        """First point (C, 2) and initial heading (C,) of each lane connector."""
-        connectors = self._map.layer("lane_connectors")
-        points, headings = np.zeros((len(connectors), 2)), np.zeros(len(connectors))
-        for row, connector in enumerate(connectors.ids.tolist()):
-            path = self._map.baseline(connector)
-            points[row] = path[0]
-            step = path[min(1, len(path) - 1)] - path[0]
-            headings[row] = np.arctan2(step[1], step[0])
-        return points, headings
+    def signals(self, x: float, y: float, radius: float, listed: Collection[str] = ()) -> list[Signal]:
+        """Heads for lanes that end within `radius` of (x, y): of connectors with a signal in the map, or `listed`."""
+        near = np.hypot(self._approaches.ends[:, 0] - x, self._approaches.ends[:, 1] - y) < radius
+        extra = self._listed_by_group(listed)
+        result: list[Signal] = []
+        for group in sorted(set(self._approaches.groups[near].tolist())):
+            members = tuple(dict.fromkeys([*self._signals_by_group.get(group, ()), *extra.get(group, ())]))
+            if members:
+                result += self._gantry(members)
+        return result
 
-    def signals(self, x: float, y: float, radius: float, listed: frozenset[str] = frozenset()) -> list[Signal]:
-        """Heads of connectors that start within `radius` and have a stop line in the map or are `listed`."""
-        connectors = self._map.layer("lane_connectors")
-        points, _ = self._starts
-        near = np.flatnonzero(np.hypot(points[:, 0] - x, points[:, 1] - y) < radius)
-        wanted = [row for row in near if self._stop_text.get(str(connectors.ids[row]), False)
-                  or str(connectors.ids[row]) in listed]  # fmt: skip
-        return [self._signal(str(connectors.ids[row]), row) for row in wanted]
+    def _listed_by_group(self, listed: Collection[str]) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for connector in sorted(listed):
+            for lane in self._map.incoming(connector):
+                group = str(self._approaches.groups[self._approaches.rows[lane]])
+                groups.setdefault(group, []).append(connector)
+        return groups
 
-    def _signal(self, connector: str, row: int) -> Signal:
-        """Beyond the junction, in the line of sight of the lane that the connector leaves."""
-        if connector not in self._signal_cache:
-            self._signal_cache[connector] = self._place_signal(connector, row)
-        return self._signal_cache[connector]
+    def _gantry(self, connectors: tuple[str, ...]) -> list[Signal]:
+        """The heads of one approach: beyond the junction, in line with their lanes, on one arm from the right."""
+        if connectors not in self._gantries:
+            self._gantries[connectors] = self._place_gantry(connectors)
+        return self._gantries[connectors]
 
-    @functools.cached_property
-    def _signal_cache(self) -> dict[str, Signal]:
-        return {}
-
-    def _place_signal(self, connector: str, row: int) -> Signal:
-        points, headings = self._starts
-        start, heading = points[row], float(headings[row])
-        ahead, right = np.array([np.cos(heading), np.sin(heading)]), np.array([np.sin(heading), -np.cos(heading)])
-        reach = self._far_side(start, ahead)
-        siblings = sorted(
-            edge for lane in self._map.incoming(connector) for edge in self._map.outgoing(lane)
-        )
-        # Heads of one lane hang side by side, left turns on the left.
-        order = sorted(siblings, key=lambda edge: (-self._turn(edge), edge))
-        place = order.index(connector) - (len(order) - 1) / 2.0 if connector in order else 0.0
-        head_xy = start + ahead * reach + right * 0.62 * place
-        post = self._roadside(start + ahead * reach, right)
-        return Signal(connector, np.array([*head_xy, 5.4]), heading, post)
+    def _place_gantry(self, connectors: tuple[str, ...]) -> list[Signal]:
+        rows = [self._approaches.rows[self._map.incoming(connector)[0]] for connector in connectors]
+        direction = self._approaches.directions[rows].mean(0)
+        ahead = direction / max(float(np.hypot(*direction)), 1e-9)
+        right = np.array([ahead[1], -ahead[0]])
+        ends = self._approaches.ends[rows]
+        reach = max(self._far_side(end, ahead) + float((end - ends[0]) @ ahead) for end in ends)
+        places = np.empty(len(connectors))
+        for row in set(rows):
+            # Heads of one lane hang side by side, left turns on the left.
+            lane = [k for k in range(len(rows)) if rows[k] == row]
+            lane.sort(key=lambda k: (-self._turn(connectors[k]), connectors[k]))
+            for slot, k in enumerate(lane):
+                places[k] = (ends[k] - ends[0]) @ right + _HEAD_SPACING_M * (slot - (len(lane) - 1) / 2.0)
+        centres = ends[0] + ahead * reach + places[:, None] * right
+        post = self._roadside(ends[0] + ahead * reach + places.max() * right, right)
+        facing = float(np.arctan2(ahead[1], ahead[0]))
+        carrier = int(np.argmin(places))
+        return [
+            Signal(connector, np.array([*centre, _HEAD_HEIGHT_M]), facing, post if k == carrier else None)
+            for k, (connector, centre) in enumerate(zip(connectors, centres, strict=True))
+        ]
 
     def _turn(self, connector: str) -> float:
         """Change of heading along a connector, left positive [rad]."""
         path = self._map.baseline(connector)
-        first, last = path[min(1, len(path) - 1)] - path[0], path[-1] - path[max(len(path) - 2, 0)]
+        first, last = path[1] - path[0], path[-1] - path[-2]
         return float(np.arctan2(first[0] * last[1] - first[1] * last[0], first @ last))
 
     def _far_side(self, start: np.ndarray, ahead: np.ndarray) -> float:
-        """Distance from a connector's start, straight on, to just beyond the junction's surface [m]."""
+        """Distance from a lane's end, straight on, to just beyond the junction's surface [m]."""
         layer = self._map.layer("intersections")
-        ray = shapely.LineString([start + 0.5 * ahead, start + 45.0 * ahead])
+        ray = shapely.LineString([start + 0.5 * ahead, start + _LONGEST_JUNCTION_M * ahead])
         longest = 12.0
-        if len(layer):
-            near = layer.tree.query(shapely.Point(start + 1.0 * ahead).buffer(1.0), predicate="intersects")
-            for polygon in layer.geometries[np.sort(near)]:
-                crossed = shapely.get_coordinates(shapely.intersection(ray, polygon))
-                if len(crossed):
-                    longest = max(longest, float(((crossed - start) @ ahead).max()))
-        return min(longest, 45.0) + 1.0
+        for row in np.sort(layer.tree.query(shapely.Point(start + ahead), predicate="dwithin", distance=1.0)):
+            crossed = shapely.get_coordinates(shapely.intersection(ray, layer.geometries[row]))
+            if len(crossed):
+                longest = max(longest, float(((crossed - start) @ ahead).max()))
+        return min(longest, _LONGEST_JUNCTION_M) + 1.0
 
     def _roadside(self, point: np.ndarray, right: np.ndarray) -> np.ndarray:
         """First place to the right of `point` that is not road, at most 18 m away."""
         offsets = np.arange(1.0, 18.0, 0.5)
         candidates = point + offsets[:, None] * right
-        road = np.zeros(len(offsets), bool)
-        probes = shapely.points(candidates)
+        free = np.flatnonzero(~self._on_road(candidates))
+        return candidates[free[0]] + 0.4 * right if len(free) else candidates[-1]
+
+    def _on_road(self, points: np.ndarray) -> np.ndarray:
+        """(N,) bool: points (N, 2) that lie on some drivable polygon."""
+        road = np.zeros(len(points), bool)
+        probes = shapely.points(points)
         for name in _ROADS:
             layer = self._map.layer(name)
             if len(layer):
                 road[layer.tree.query(probes, predicate="intersects")[0]] = True
-        free = np.flatnonzero(~road)
-        return candidates[free[0]] + 0.4 * right if len(free) else candidates[-1]
+        return road
+
+    def _stop_signs(self, origin: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        """Foot (2,) and heading of the traffic addressed, of the signs whose lane ends in the square at `origin`."""
+        ends = self._approaches.ends
+        inside = ((ends >= origin) & (ends < origin + SQUARE_M)).all(1) & self._approaches.stop_sign
+        signs: dict[str, tuple[np.ndarray, float]] = {}
+        for row in np.flatnonzero(inside):
+            ahead = self._approaches.directions[row]
+            foot = self._roadside(ends[row] - ahead, np.array([ahead[1], -ahead[0]]))
+            signs.setdefault(str(self._approaches.groups[row]), (foot, float(np.arctan2(ahead[1], ahead[0]))))
+        return list(signs.values())
 
 
 class _SquareBuilder:
@@ -258,7 +282,7 @@ class _SquareBuilder:
             depth = BAY_M * int(self.rng.integers(3, 6))
             height = self._height(tall)
             gap = float(self.rng.choice([0.3, 0.3, 2.5, 7.0]))
-            tint, style = self.rng.integers(len(_TINTS)), self.rng.integers(12)
+            tint, style = self.rng.integers(len(_TINTS)), self.rng.integers(HOUSE_STYLES)
             ends = np.stack([np.interp([at, at + width], station, ring[:, k]) for k in (0, 1)], axis=1)
             placed = self._try_house(ends, width, depth, blocked)
             if placed is None:
@@ -307,6 +331,13 @@ class _SquareBuilder:
                 self.thin.append(
                     np.array([[*(np.minimum(local, arm) - 0.2), 7.3], [*(np.maximum(local, arm) + 0.2), 7.7]])
                 )
+
+    def stop_signs(self, signs: Sequence[tuple[np.ndarray, float]]) -> None:
+        """A red octagon on a post at each foot, facing the traffic."""
+        for foot, heading in signs:
+            local = foot - self.origin
+            self.meshes.append(meshes.transform(_stop_sign(), local, heading))
+            self.thin.append(np.array([[*(local - 0.5), 0.0], [*(local + 0.5), 2.9]]))
 
     def trees(self, paved: shapely.Geometry) -> None:
         """A row behind the sidewalk, and some in the yards."""
@@ -409,6 +440,26 @@ def _lamp_post() -> Mesh:
                          for p, shade in ((pole, 1.0), (arm, 1.0), (lamp, 1.6), (foot, 0.8))])  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1)
+def _stop_sign() -> Mesh:
+    """Facing traffic that drives along +x, that is, shown towards -x."""
+    parts = []
+    for x, radius, color in ((0.0, 0.42, (232, 232, 228)), (-0.012, 0.37, (196, 24, 30))):
+        ring = meshes.circle(radius, 8, np.pi / 8.0)
+        points = np.c_[np.full(8, x), -ring[:, 0], ring[:, 1] + 2.4]
+        fan = np.stack([np.zeros(6, np.int64), np.arange(1, 7), np.arange(2, 8)], axis=1)
+        parts.append(meshes.flat_mesh(points, fan, color, np.zeros(6)))
+    for low, high in ((-0.27, -0.17), (-0.11, -0.01), (0.05, 0.15), (0.19, 0.29)):  # the word, from afar
+        letter = meshes.quads(
+            [[-0.022, -low, 2.31], [-0.022, -high, 2.31], [-0.022, -high, 2.49], [-0.022, -low, 2.49]], [[0, 1, 2, 3]]
+        )
+        parts.append(meshes.flat_mesh(letter[0], letter[1], (236, 236, 232), letter[2]))
+    back = meshes.prism(meshes.circle(0.04, 6) + np.array([0.06, 0.0]), 0.0, 2.75)
+    plate = meshes.box((0.004, -0.34, 2.08), (0.02, 0.34, 2.72))
+    parts += [meshes.flat_mesh(p[0], p[1], _STEEL, p[2]) for p in (back, plate)]
+    return meshes.merge(parts)
+
+
 @functools.lru_cache(maxsize=128)
 def _tree(kind: int, tone: int, seed: int) -> Mesh:
     """A tree of height 1: round, oval or conical crown of leaf clumps on a trunk."""
@@ -419,7 +470,7 @@ def _tree(kind: int, tone: int, seed: int) -> Mesh:
         for z0, z1, radius in ((0.16, 0.62, 0.20), (0.40, 0.84, 0.15), (0.62, 1.0, 0.10)):
             cone = meshes.prism(meshes.circle(radius, 9, rng.uniform(0, 1)), z0, z1, 0.06)
             shade = rng.uniform(0.72, 1.08, (len(cone[1]), 1))
-            parts.append(meshes.flat_mesh(cone[0], cone[1], _LEAVES[2] * 0.85 * shade, cone[2]))
+            parts.append(_leafy(meshes.flat_mesh(cone[0], cone[1], _LEAVES[2] * 0.85 * shade, cone[2])))
         return meshes.merge(parts)
     clumps = [(0.0, 0.0, 0.66, 0.20)]
     clumps += [(*(0.11 * np.array([np.cos(a), np.sin(a)])), rng.uniform(0.52, 0.84), rng.uniform(0.10, 0.14))
@@ -430,26 +481,37 @@ def _tree(kind: int, tone: int, seed: int) -> Mesh:
         bumpy = points * (radius * rng.uniform(0.86, 1.12, (len(points), 1)))
         vertices = bumpy * np.array([1.0, 1.0, 1.0 if kind == 0 else 1.15]) + np.array([x, y, z])
         shade = rng.uniform(0.70, 1.15, (len(faces), 1))
-        parts.append(meshes.flat_mesh(vertices, faces, _LEAVES[tone] * shade))
+        parts.append(_leafy(meshes.flat_mesh(vertices, faces, _LEAVES[tone] * shade)))
     return meshes.merge(parts)
+
+
+def _leafy(mesh: Mesh) -> Mesh:
+    """The mesh with a picture of leaves on each face, running along the face's own horizontal direction."""
+    normals = mesh.normals
+    level = np.hypot(normals[:, 0], normals[:, 1])
+    along = np.where(level[:, None] > 1e-3, np.stack([-normals[:, 1], normals[:, 0]], axis=1), np.array([1.0, 0.0]))
+    along = along / np.maximum(np.hypot(*along.T)[:, None], 1e-9)
+    mesh.wall[:, :2], mesh.wall[:, 3] = along, FOLIAGE
+    return mesh
 
 
 _LAMP_COLORS = {True: (255.0, 40.0, 30.0), False: (40.0, 235.0, 110.0)}
 
 
 def signal_mesh(signal: Signal, is_red: bool | None, origin: np.ndarray) -> Mesh:
-    """Post, arm, head and its three lamps; `is_red` None leaves all lamps dark. Vertices relative to `origin` (2,)."""
-    facing = np.array([np.cos(signal.facing), np.sin(signal.facing)])
-    head, foot = signal.head[:2] - origin, signal.post - origin
-    height = float(signal.head[2])
-    mast = height + 0.75
-    pole = meshes.prism(meshes.circle(0.11, 6) + foot, 0.0, mast + 0.1)
-    across = head - foot
-    reach = float(np.hypot(*across))
-    arm = meshes.box((0.0, -0.06, mast - 0.12), (max(reach, 0.1), 0.06, mast))
-    parts = [meshes.flat_mesh(pole[0], pole[1], _STEEL, pole[2])]
-    beam = meshes.flat_mesh(arm[0], arm[1], _STEEL, arm[2])
-    parts.append(meshes.transform(beam, foot, np.arctan2(across[1], across[0])))
+    """Head with three lamps, and the post and arm it carries. Vertices relative to `origin` (2,).
+
+    is_red: the upper or the lower lamp shines; None leaves all dark
+    """
+    head, height = signal.head[:2] - origin, float(signal.head[2])
+    parts = []
+    if signal.post is not None:
+        foot, mast = signal.post - origin, height + 0.75
+        across = head - foot
+        pole = meshes.prism(meshes.circle(0.12, 6), 0.0, mast + 0.1)
+        arm = meshes.box((0.0, -0.06, mast - 0.12), (max(float(np.hypot(*across)), 0.1) + 0.3, 0.06, mast))
+        steel = meshes.merge([meshes.flat_mesh(p[0], p[1], _STEEL, p[2]) for p in (pole, arm)])
+        parts.append(meshes.transform(steel, foot, float(np.arctan2(across[1], across[0]))))
     # The head is drawn looking back along -x, towards the traffic.
     housing = meshes.box((-0.14, -0.24, -0.66), (0.14, 0.24, 0.66))
     board = meshes.box((0.10, -0.33, -0.76), (0.13, 0.33, 0.76))
@@ -465,6 +527,6 @@ def signal_mesh(signal: Signal, is_red: bool | None, origin: np.ndarray) -> Mesh
         lamp = meshes.flat_mesh(ring, fan, _LAMP_COLORS[is_red] if lit else dark, np.zeros(10))
         lamp.glow[:] = lit
         local.append(lamp)
-    parts.append(meshes.transform(meshes.merge(local), head, float(np.arctan2(facing[1], facing[0])), height))
+    parts.append(meshes.transform(meshes.merge(local), head, signal.facing, height))
     return meshes.merge(parts)
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navsim_eval.city import meshes
+from navsim_eval.city.approaches import find_approaches
 from navsim_eval.city.camera import distort, make_view, undistort
 from navsim_eval.city.ground import TEXEL_M, WINDOW, GroundPainter
 from navsim_eval.city.render import Renderer
@@ -288,7 +289,7 @@ def test_ground_shows_the_map(renderer: Renderer) -> None:
 
 
 def test_window_texels_follow_from_place_alone(road_map: RoadMap) -> None:
-    first, second = GroundPainter(road_map), GroundPainter(road_map)
+    first, second = (GroundPainter(road_map, find_approaches(road_map)) for _ in range(2))
     x, y = _at(60.0, 0.0)
     for level in (0, 2):
         step = TEXEL_M * 2**level * 100
