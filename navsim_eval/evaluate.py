@@ -25,7 +25,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.executor import describe_error, run_jobs, usable_cores
+from navsim_eval.executor import usable_cores
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.pdm.types import MetricCache
 from navsim_eval.planners import NUM_POSES, Planner, Plans, make_baseline
@@ -33,10 +33,10 @@ from navsim_eval.predictions import Predictions, scene_facts
 from navsim_eval.report.build import Run, write_report
 from navsim_eval.results import FORMATS, Coverage, Results, make_summary, save_json
 from navsim_eval.scene import Scene
-from navsim_eval.scoring import prepare, score
+from navsim_eval.score_file import score_scenes
 
 STAGES = ("all", "infer", "score")
-SCENES_PER_JOB = 32
+_SCENES_PER_WORKER = 32  # fewer are done sooner than a process starts
 
 # Opens a progress display: (title, total) → context manager that gives a function to be told how many items are done.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -123,7 +123,7 @@ def evaluate(
             planner.name = name
     folders = planner_folders(config)
 
-    workers = config.workers or min(usable_cores(), -(-len(dataset) // SCENES_PER_JOB))
+    workers = config.workers or min(usable_cores(), -(-len(dataset) // _SCENES_PER_WORKER))
 
     if config.stage != "infer":
         selfcheck.require_sound()
@@ -255,40 +255,6 @@ def load_predictions(path: Path, split: str, dataset: SceneDataset) -> Predictio
 # --- stage 2: score --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Consecutive scenes of one log, and N plans for each; the first `context` scenes only serve metrics that pair.
-
-    trajectories: (n, N, 8, 3), NaN where a planner has no plan
-    """
-
-    tokens: list[str]
-    trajectories: np.ndarray
-    context: int
-
-
-@dataclass(frozen=True)
-class _ScoreJob:
-    """What a worker does with a job: columns {name: (n - context, N)}, and {token: reason} of unscorable scenes."""
-
-    caches: MetricCaches
-
-    def __call__(self, job: _Job) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        failures, rows, prepared = {}, [], []
-        for row, token in enumerate(job.tokens):
-            try:
-                prepared.append(prepare(self.caches[token]))
-                rows.append(row)
-            except Exception as error:  # one odd scene must not take its neighbours along; it is counted and named
-                failures[token] = describe_error(error)
-        columns = {name: np.full(job.trajectories.shape[:2], np.nan) for name in FORMATS[self.caches.metric].columns}
-        if rows:
-            table = score(prepared, job.trajectories[rows], metric=self.caches.metric)
-            for name, values in columns.items():
-                values[rows] = table.columns[name].reshape(len(rows), -1)
-        return {name: values[job.context :] for name, values in columns.items()}, failures
-
-
 def score_predictions(
     predictions: Sequence[Predictions],
     caches: MetricCaches,
@@ -304,44 +270,16 @@ def score_predictions(
     trajectories = np.full((len(tokens), len(predictions), NUM_POSES, 3), np.nan)
     for index, made in enumerate(predictions):
         trajectories[[place[token] for token in made.tokens.tolist()], index] = made.trajectories
-
-    columns = {name: np.full(trajectories.shape[:2], np.nan) for name in FORMATS[caches.metric].columns}
-    unscored: dict[str, str] = {}
-    jobs = list(_jobs(caches, trajectories))
-    for job, outcome in zip(jobs, run_jobs(_ScoreJob(caches), jobs, workers=workers), strict=True):
-        mine = job.tokens[job.context :]
-        if outcome.ok:
-            scored, failed = outcome.value
-            for name, values in columns.items():
-                values[[place[token] for token in mine]] = scored[name]
-            unscored |= failed
-        else:
-            unscored |= dict.fromkeys(mine, outcome.error)
-        if progress:
-            progress(len(mine))
+    columns, unscored = score_scenes(caches, list(tokens), trajectories, workers, progress)
     return [
         Results(
             caches.metric,
             np.array(tokens, str),
-            {name: values[:, index] for name, values in columns.items()},
+            {name: columns[name][:, index] for name in FORMATS[caches.metric].columns},
             _reasons(made, tokens, columns["score"][:, index], unscored),
         )
         for index, made in enumerate(predictions)
     ]
-
-
-def _jobs(caches: MetricCaches, trajectories: np.ndarray) -> Iterator[_Job]:
-    """At most SCENES_PER_JOB scenes of one log each; where neighbours are paired, the preceding scene comes along."""
-    tokens, log_of = caches.dataset.tokens, caches.dataset.log_of
-    paired = "two_frame_extended_comfort" in FORMATS[caches.metric].columns
-    start = 0
-    while start < len(tokens):
-        log, stop = log_of(tokens[start]), start + 1
-        while stop < len(tokens) and stop - start < SCENES_PER_JOB and log_of(tokens[stop]) == log:
-            stop += 1
-        context = int(paired and start > 0 and log_of(tokens[start - 1]) == log)
-        yield _Job(list(tokens[start - context : stop]), trajectories[start - context : stop], context)
-        start = stop
 
 
 def _reasons(
