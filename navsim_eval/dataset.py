@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from navsim_eval.config import DataConfig
 from navsim_eval.coverage import SensorCoverage, SplitCoverage
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.formats.logs import frame_from_dict, parse_route, read_log_dicts
+from navsim_eval.formats.logs import frame_from_dict, read_log_dicts
 from navsim_eval.formats.splits import LOGS_FOLDER, SceneFilter, Split, find_split
+from navsim_eval.log_index import LogSummary, default_memory, summarize_logs
 from navsim_eval.scene import FRAME_INTERVAL_S, Frame, Scene
 
 SENSORS_FOLDER = "sensor_blobs"
@@ -42,7 +41,8 @@ class SceneDataset:
     log it needs. Logs that cannot be read are left out and listed in `coverage`; a frame that cannot be read skips its
     scenes while iterating (listed in `failures`) and raises DataError when asked for by token.
 
-    Picklable: workers receive the index, not the logs. `subset` shares it out.
+    Picklable: workers receive the index, not the logs. `subset` shares it out. With $NAVSIM_EXP_ROOT set, what the
+    logs hold is remembered there (`log_index/`), so that only the first use of a split reads all of them.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class SceneDataset:
         self.failures: dict[str, str] = {}
         self._open: OrderedDict[str, _OpenLog] = OrderedDict()
         paths, missing = _log_paths(self.logs, split.scene_filter)
-        scans = list(_scan_logs(paths, split.scene_filter, strict_gaps, workers, progress))
+        summaries = summarize_logs(paths, workers, progress, default_memory())
+        scans = list(_scan_logs(summaries, split.scene_filter, strict_gaps))
+        summaries.close()
         self._windows = {token: (scan.name, start) for scan in scans for token, start in scan.windows}
         self.coverage = _coverage(split, scans, missing, self._windows)
         self._tokens = tuple(self._windows)
@@ -276,62 +278,43 @@ def _log_paths(folder: Path, scene_filter: SceneFilter) -> tuple[list[Path], tup
 
 
 def _scan_logs(
-    paths: Sequence[Path], scene_filter: SceneFilter, strict_gaps: bool, workers: int, progress: bool
+    summaries: Iterable[LogSummary], scene_filter: SceneFilter, strict_gaps: bool
 ) -> Iterator[_LogScan]:
-    """Scans in order of paths; stops once max_scenes windows were found (the last scan is cut to fit)."""
+    """Windows log by log; stops once max_scenes were found (the last log is cut to fit)."""
     tokens = None if scene_filter.tokens is None else frozenset(scene_filter.tokens)
-    scan = partial(_scan_log, scene_filter=replace(scene_filter, tokens=None), tokens=tokens, strict_gaps=strict_gaps)
-    pool = None
-    if workers > 1 and len(paths) > 1:
-        pool = ProcessPoolExecutor(min(workers, len(paths)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        results: Iterable[_LogScan] = map(scan, paths) if pool is None else pool.map(scan, paths)
-        if progress:
-            from tqdm import tqdm
-
-            results = tqdm(results, desc="scanning logs", total=len(paths), unit="log")
-        left = scene_filter.max_scenes
-        for result in results:
-            if left is not None:
-                result = replace(result, windows=result.windows[:left])
-                left -= len(result.windows)
-            yield result
-            if left == 0:
-                return
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+    left = scene_filter.max_scenes
+    for summary in summaries:
+        scan = _scan_log(summary, scene_filter, tokens, strict_gaps)
+        if left is not None:
+            scan = replace(scan, windows=scan.windows[:left])
+            left -= len(scan.windows)
+        yield scan
+        if left == 0:
+            return
 
 
 def _scan_log(
-    path: Path, scene_filter: SceneFilter, tokens: frozenset[str] | None, strict_gaps: bool
+    log: LogSummary, scene_filter: SceneFilter, tokens: frozenset[str] | None, strict_gaps: bool
 ) -> _LogScan:
+    """Windows of one log that pass the filter, as NAVSIM cuts them: by list position, gaps not looked at."""
     windows, no_route, gaps = [], 0, 0
-    try:
-        frames = read_log_dicts(path)
-        for start in scene_filter.window_starts(len(frames)):
-            window = frames[start : start + scene_filter.num_frames]
-            current = window[scene_filter.num_history_frames - 1]
-            token = str(current["token"])
-            if tokens is not None and token not in tokens:
-                continue
-            if scene_filter.has_route and not parse_route(current.get("roadblock_ids") or ()):
-                no_route += 1
-            elif strict_gaps and _has_gap(window):
-                gaps += 1
-            else:
-                windows.append((token, start))
-    except DataError as error:
-        return _LogScan(path.stem, broken=str(error))
-    except (TypeError, ValueError, KeyError) as error:
-        return _LogScan(path.stem, broken=f"{path}: token, route or time stamp of a frame cannot be read ({error})")
-    return _LogScan(path.stem, tuple(windows), no_route, gaps)
+    for start in scene_filter.window_starts(len(log)):
+        current = start + scene_filter.num_history_frames - 1
+        token = str(log.tokens[current])
+        if tokens is not None and token not in tokens:
+            continue
+        if scene_filter.has_route and not log.has_route[current]:
+            no_route += 1
+        elif strict_gaps and _has_gap(log.timestamps_us[start : start + scene_filter.num_frames]):
+            gaps += 1
+        else:
+            windows.append((token, start))
+    return _LogScan(log.name, tuple(windows), no_route, gaps, log.broken)
 
 
-def _has_gap(window: Sequence[dict[str, Any]]) -> bool:
-    times = [int(frame["timestamp"]) * 1e-6 for frame in window]
-    steps = (after - before for before, after in pairwise(times))
-    return any(abs(step - FRAME_INTERVAL_S) > GAP_TOLERANCE_S for step in steps)
+def _has_gap(timestamps_us: np.ndarray) -> bool:
+    steps = np.diff(timestamps_us) * 1e-6
+    return bool((np.abs(steps - FRAME_INTERVAL_S) > GAP_TOLERANCE_S).any())
 
 
 def _coverage(

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_eval import SceneDataset
+from navsim_eval import SceneDataset, log_index
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import missing_sensor_files, sensor_coverage, sensor_files
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.logs import read_log, write_log
 from navsim_eval.formats.splits import SceneFilter, write_scene_filter
+from navsim_eval.log_index import LogSummary, summarize_log
 from navsim_eval.scene import Frame
 from tests.golden import GOLDEN, needs_golden
 from tests.worlds import drive, write_world
@@ -223,6 +224,31 @@ def test_parallel_scan_equals_the_serial_one(data: DataConfig) -> None:
     serial = SceneDataset.from_config(data, "city")
     parallel = SceneDataset.from_config(data, "city", workers=2, max_scenes=5)
     assert parallel.tokens == serial.tokens[:5] and parallel.coverage.complete
+
+
+def test_what_logs_hold_is_remembered(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAVSIM_EXP_ROOT", str(tmp_path / "exp"))
+    logs = Path(data.root) / "navsim_logs/city"
+    (logs / "broken.pkl").write_bytes(b"garbage")
+    first = SceneDataset.from_config(data, "city", strict_gaps=True)
+    (memory,) = (tmp_path / "exp/log_index").iterdir()
+
+    def forbidden(path: Path) -> LogSummary:
+        assert path.stem in ("broken", "b"), f"{path} is read again"
+        return summarize_log(path)
+
+    monkeypatch.setattr(log_index, "summarize_log", forbidden)
+    changed = drive("b", 16, seed=5)
+    write_log(logs / "b.pkl", changed)
+    again = SceneDataset.from_config(data, "city", strict_gaps=True)
+    assert again.tokens == (*first.tokens[:4], *(frame.token for frame in changed[3:6]))
+    assert [name for name, _ in again.coverage.logs_broken] == ["broken"]
+    monkeypatch.undo()
+    for damage in (b"", b"garbage", memory.read_bytes()[:300]):
+        memory.write_bytes(damage)
+        monkeypatch.setenv("NAVSIM_EXP_ROOT", str(tmp_path / "exp"))
+        assert SceneDataset.from_config(data, "city").tokens == again.tokens
+        assert len(memory.read_bytes()) > 300, "rewritten"
 
 
 def test_at_most_two_logs_are_open(tmp_path: Path) -> None:
