@@ -38,7 +38,7 @@ def main(config: MakeCityConfig) -> None:
 
     def show(stage: str, finished: int, total: int) -> None:
         if stage not in bars:
-            bars[stage] = tqdm(total=total, desc=f"{stage:>13}", unit="log" if "sensors" in stage else "district")
+            bars[stage] = tqdm(total=total, desc=f"{stage:>9}", unit="log" if stage == "sensors" else "district")
         bars[stage].total = total
         bars[stage].update(finished)
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from navsim_eval.city.furniture import furnish
 from navsim_eval.city.network import LOCATIONS, STYLES, District, build_network
-from navsim_eval.city.recorder import Recorder
+from navsim_eval.city.recorder import FUTURE_FRAMES, HISTORY_FRAMES, Recorder
 from navsim_eval.city.rig import with_sensors
 from navsim_eval.city.road_map import assign_ids, district_layers
-from navsim_eval.city.selection import FUTURE_FRAMES, HISTORY_FRAMES, Run, run_frames, select_runs
+from navsim_eval.city.selection import Run, run_frames, select_runs
 from navsim_eval.city.sumo_net import read_network
 from navsim_eval.city.traffic import STEP_S, simulate
 from navsim_eval.files import atomic_write, sha256
@@ -27,7 +27,7 @@ from navsim_eval.formats.logs import write_log
 from navsim_eval.formats.maps import MapStore, write_map
 from navsim_eval.scene import FRAME_INTERVAL_S
 
-SIMULATED_S, SIMULATED_S_PER_SCENE = 60.0, 0.9
+SIMULATED_S, SIMULATED_S_PER_SCENE = 40.0, 1.2
 
 
 @dataclass(frozen=True)

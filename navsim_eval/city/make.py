@@ -125,9 +125,10 @@ def make_city(
     for split in config.splits:
         entry = manifest.content["splits"][split]
         report.scenes[split], report.logs[split] = entry["scenes"], len(entry["logs"])
-        if config.sensors != "none":
-            job = RenderLog(split, root, maps, config.sensors, config.image_size, config.seed)
-            report.rendered[split] = _render(job, list(entry["logs"]), workers, progress)
+    if config.sensors != "none":
+        job = RenderLog(root, maps, config.sensors, config.image_size, config.seed)
+        logs = [(split, name) for split in config.splits for name in manifest.content["splits"][split]["logs"]]
+        report.rendered = _render(job, logs, workers, progress)
     report.seconds["sensors"] = perf_counter() - begun
     return report
 
@@ -247,12 +248,13 @@ def _collect_logs(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, 
     return dict(sorted(logs.items()))
 
 
-def _render(job: RenderLog, logs: Sequence[str], workers: int, progress: Progress | None) -> int:
-    """Render what is missing of a split; returns the number of frames rendered now."""
-    tell = (lambda n: progress(f"{job.split} sensors", n, len(logs))) if progress else None
-    rendered = 0
+def _render(job: RenderLog, logs: Sequence[tuple[str, str]], workers: int, progress: Progress | None) -> dict[str, int]:
+    """Render what is missing; returns the number of frames rendered now, by split."""
+    tell = (lambda n: progress("sensors", n, len(logs))) if progress else None
+    rendered: dict[str, int] = defaultdict(int)
     for outcome in run_jobs(job, logs, workers=workers, progress=tell):
+        split, name = logs[outcome.index]
         if not outcome.ok:
-            raise UserError(f"rendering {logs[outcome.index]}: {outcome.error}")
-        rendered += outcome.value
-    return rendered
+            raise UserError(f"rendering {split}/{name}: {outcome.error}")
+        rendered[split] += outcome.value
+    return dict(rendered)

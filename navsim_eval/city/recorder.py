@@ -27,6 +27,7 @@ from navsim_eval.pdm.path import Path as LanePath
 from navsim_eval.pdm.route import correct_route, route_centerline, starting_lane
 from navsim_eval.scene import COMMANDS, FRAME_INTERVAL_S, Annotations, Frame
 
+HISTORY_FRAMES, FUTURE_FRAMES = 3, 10  # of a scene, around its current frame
 FRAME_STEPS = round(FRAME_INTERVAL_S / STEP_S)
 RADIUS_M = 90.0  # objects farther from the ego are not annotated
 SIGNAL_RADIUS_M = 130.0

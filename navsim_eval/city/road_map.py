@@ -317,18 +317,20 @@ def _add_intersections(
     rows: _Rows, network: Network, ids: MapIds, surfaces: _Surfaces, connectors: dict[int, tuple]
 ) -> dict[str, shapely.Polygon]:
     """One polygon a junction: its surface, its connectors, and what the ego sweeps while turning."""
-    parts = defaultdict(list)
+    surfaces_of, swept_of = defaultdict(list), defaultdict(list)
     for link, centre, polygon in connectors.values():
         junction = network.arms[_edges(network, link)[0]][1]
         onward = surfaces.centre[link.to_lane][: int(SWEEP_RUN_OUT_M) + 1]
-        parts[junction] += [polygon, *_swept(np.concatenate([centre, onward[1:]]))]
+        surfaces_of[junction].append(polygon)
+        swept_of[junction] += _swept(np.concatenate([centre, onward[1:]]))
     streets = shapely.union_all(rows.geometries("lane_groups_polygons")).buffer(-2 * SEAM_M)
     made = {}
     for junction, fid in _intersection_ids(network, rows).items():
         record = network.junctions[junction]
         shape = shapely.Polygon(record.shape).buffer(0) if len(record.shape) >= 3 else shapely.Polygon()
-        beside_streets = shapely.union_all(parts[junction]).difference(streets)
-        surface = shape.union(beside_streets).buffer(SEAM_M, quad_segs=2).simplify(0.03)
+        beside_streets = shapely.union_all(swept_of[junction]).difference(streets)
+        surface = shapely.union_all([shape, beside_streets, *surfaces_of[junction]])
+        surface = surface.buffer(SEAM_M, quad_segs=2).simplify(0.03)
         made[junction] = lines.without_holes(lines.largest_part(surface))
         arms = {network.arms[edge] for edge in ids.groups if junction in network.arms[edge]}
         neighbours = {node for pair in arms for node in pair} - {junction}

@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 
 from navsim_eval.city.ego import EgoMotion, ego_motion
-from navsim_eval.city.recorder import FRAME_STEPS, Recorder, driving_command
+from navsim_eval.city.recorder import FRAME_STEPS, FUTURE_FRAMES, HISTORY_FRAMES, Recorder, driving_command
 from navsim_eval.city.traffic import EGO_KIND, STEP_S, Track
 from navsim_eval.errors import DataError
 from navsim_eval.formats.maps import RoadMap
@@ -25,7 +25,6 @@ from navsim_eval.planners import constant_velocity, human
 from navsim_eval.scene import FRAME_INTERVAL_S, Frame, Scene
 from navsim_eval.scoring import score
 
-HISTORY_FRAMES, FUTURE_FRAMES = 3, 10  # around the current frame
 HORIZON_STEPS = 40  # 4 s
 MIN_HUMAN_SCORE, MAX_CONSTANT_VELOCITY_SCORE = 0.8, 0.8
 MIN_DEVIATION_M = 2.0  # of the drive from constant velocity after 4 s; below, constant velocity all but solves it

@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 
 from navsim_eval.city.network import LOCATIONS
-from navsim_eval.city.selection import FUTURE_FRAMES, HISTORY_FRAMES
+from navsim_eval.city.recorder import FUTURE_FRAMES, HISTORY_FRAMES
 from navsim_eval.errors import UserError
 from navsim_eval.formats.logs import read_log
 from navsim_eval.formats.maps import MapStore, RoadMap
@@ -40,41 +40,49 @@ def require_renderer() -> None:
 
 @dataclass(frozen=True)
 class RenderLog:
-    """Renders the current frames of a log; sent to every worker once."""
+    """Renders the current frames of a log, (split, log name); sent to every worker once.
 
-    split: str
+    Returns the number of frames of which something was missing.
+    """
+
     root: Path
     maps: Path
     sensors: str
-    size: tuple[int, int]
+    image_size: tuple[int, int]
     seed: int
 
     @cached_property
-    def road_map(self) -> RoadMap:
-        return MapStore(self.maps).get(LOCATIONS[self.split].name)
+    def _renderers(self) -> dict[str, tuple[RoadMap, Any]]:
+        return {}
 
-    @cached_property
-    def renderer(self) -> Any:
-        from navsim_eval.city.render import Renderer
+    def _renderer(self, split: str) -> tuple[RoadMap, Any]:
+        if split not in self._renderers:
+            from navsim_eval.city.render import Renderer
 
-        return Renderer(self.road_map, seed=self.seed)
+            road_map = MapStore(self.maps).get(LOCATIONS[split].name)
+            self._renderers[split] = road_map, Renderer(road_map, seed=self.seed)
+        return self._renderers[split]
 
-    def __call__(self, log_name: str) -> int:
-        frames = read_log(self.root / "navsim_logs" / self.split / f"{log_name}.pkl")
-        folder = self.root / "sensor_blobs" / self.split
-        rendered = 0
-        for number in range(HISTORY_FRAMES, len(frames) - FUTURE_FRAMES):
-            frame, wanted = frames[number], SENSOR_SETS[self.sensors]
-            missing = tuple(name for name in wanted if not (folder / frame.cameras[name].path).is_file())
-            cloud = folder / frame.lidar_path
-            if missing:
-                braking = braking_tracks(frames[number - 1], frame, self.road_map)
-                for name, image in self.renderer.render(frame, missing, self.size, braking).items():
-                    write_image(folder / frame.cameras[name].path, image)
-            if not cloud.is_file():
-                write_point_cloud(cloud, self.renderer.point_cloud(frame))
-            rendered += bool(missing)
-        return rendered
+    def __call__(self, item: tuple[str, str]) -> int:
+        split, log_name = item
+        frames = read_log(self.root / "navsim_logs" / split / f"{log_name}.pkl")
+        current = range(HISTORY_FRAMES, len(frames) - FUTURE_FRAMES)
+        return sum(self._render(split, frames[number - 1], frames[number]) for number in current)
+
+    def _render(self, split: str, before: Frame, frame: Frame) -> bool:
+        folder = self.root / "sensor_blobs" / split
+        cameras = tuple(c for c in SENSOR_SETS[self.sensors] if not (folder / frame.cameras[c].path).is_file())
+        cloud = folder / frame.lidar_path
+        if not cameras and cloud.is_file():
+            return False
+        road_map, renderer = self._renderer(split)
+        if cameras:
+            braking = braking_tracks(before, frame, road_map)
+            for name, image in renderer.render(frame, cameras, self.image_size, braking).items():
+                write_image(folder / frame.cameras[name].path, image)
+        if not cloud.is_file():
+            write_point_cloud(cloud, renderer.point_cloud(frame))
+        return True
 
 
 def braking_tracks(before: Frame, frame: Frame, road_map: RoadMap) -> frozenset[str]:
