@@ -31,7 +31,7 @@ from navsim_eval.pdm.types import MetricCache
 from navsim_eval.planners import NUM_POSES, Planner, Plans, make_baseline
 from navsim_eval.predictions import Predictions, scene_facts
 from navsim_eval.report.build import Run, write_report
-from navsim_eval.results import FORMATS, Coverage, Results, make_summary, save_json
+from navsim_eval.results import FORMATS, Coverage, Results, headline, make_summary, save_json
 from navsim_eval.scene import Scene
 from navsim_eval.score_file import score_scenes
 
@@ -148,6 +148,8 @@ def evaluate(
         for predictions, results, folder in zip(made, scored, folders, strict=True):
             target = folder if len(caches) == 1 else folder / metric
             runs.append(_write_run(predictions, results, dataset, target, seconds))
+    if len(runs) > 1:
+        save_json(Path(config.output_dir) / "summary.json", {"runs": [_line(run, config.output_dir) for run in runs]})
     if config.report:
         write_report(Path(config.output_dir) / "report.html", runs, first, config.report_scenes)
     return runs
@@ -164,6 +166,19 @@ def _write_run(predictions: Predictions, results: Results, dataset: SceneDataset
     results.save_csv(folder / "scores.csv")
     save_json(folder / "summary.json", summary)
     return Run(results, summary, predictions, folder)
+
+
+def _line(run: Run, root: str) -> dict[str, Any]:
+    """A run in the summary of several."""
+    metric, coverage = run.results.metric, run.summary["coverage"]
+    return {
+        "planner": run.planner,
+        "metric": metric,
+        FORMATS[metric].headline: headline(run.summary),
+        "verdict": run.summary["verdict"],
+        "scenes": coverage["scored"],
+        "folder": str(run.folder.relative_to(root)),
+    }
 
 
 def planner_folders(config: EvaluateConfig) -> list[Path]:

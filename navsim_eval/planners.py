@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from navsim_eval.errors import UserError
+from navsim_eval.errors import DataError, UserError
 from navsim_eval.geometry import to_local
 from navsim_eval.pdm.types import SIMULATION_DT, MetricCache
 from navsim_eval.scene import FRAME_INTERVAL_S, Scene
@@ -76,7 +76,10 @@ class ScenePlanner:
 
 
 def human(scene: Scene) -> np.ndarray:
-    """What the recorded driver did: the future poses of the log."""
+    """What the recorded driver did: the future poses of the log. Raises DataError where they are withheld."""
+    if len(scene.future) < NUM_POSES:
+        problem = f"scene {scene.token} has {len(scene.future)} future frames, a plan needs {NUM_POSES}"
+        raise DataError(scene.log_name, problem, remedy="use a split with recorded futures")
     return scene.human_trajectory(NUM_POSES)
 
 

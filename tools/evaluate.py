@@ -4,6 +4,7 @@
     python tools/evaluate.py planner=outputs/train/planner split=test workers=8
     python tools/evaluate.py planner=[human,pdm_closed,constant_velocity,stationary,outputs/train/planner]
     python tools/evaluate.py planner=checkpoints/diffusiondrive data=navsim split=navtest metric=[pdms_v1,epdms_v2]
+    python tools/evaluate.py planner=human evaluator=both                  # pdms_v1 and epdms_v2
     python tools/evaluate.py planner=outputs/train/planner stage=infer     # on the machine with the accelerator
     python tools/evaluate.py planner=outputs/train/planner stage=score     # later, anywhere
 

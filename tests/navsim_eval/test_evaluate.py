@@ -73,6 +73,9 @@ def test_several_planners_share_caches_and_get_folders_of_their_own(world, tmp_p
         assert alone.summary["pdms"] == scores[name], "a planner's score must not depend on who is scored along"
     assert scores["human"] == pytest.approx(scores["constant_velocity"], abs=1e-6)  # it does drive at constant speed
     assert scores["pdm_closed"] > scores["stationary"]
+    lines = json.loads((tmp_path / "summary.json").read_text())["runs"]
+    assert {line["planner"]: line["pdms"] for line in lines} == scores
+    assert (tmp_path / lines[1]["folder"] / "scores.csv").is_file()
 
 
 def test_both_metrics_from_the_same_predictions(world, tmp_path):

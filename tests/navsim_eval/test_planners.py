@@ -31,6 +31,11 @@ def test_human_is_the_recorded_future_and_stationary_does_not_move():
     assert not stationary(a_scene()).any()
 
 
+def test_a_withheld_future_is_a_broken_scene_not_a_crash():
+    with pytest.raises(DataError, match="has 4 future frames"):
+        make_baseline("human").plan([Scene(tuple(drive("log", 8)))])
+
+
 def test_pdm_closed_samples_the_reference_every_half_second_in_the_ego_frame():
     plan = pdm_closed(street())
     time = 0.5 * np.arange(1, 9)
