@@ -42,7 +42,8 @@ def make_planner(name: str, config: EvaluateConfig, cache_of: CacheOf) -> Planne
         return make_baseline(name, cache_of)
     if not path.exists():
         if name == EGO_MLP:
-            raise UserError("planner 'ego_mlp' is trained: name the folder of its weights (python tools/train_ego_mlp.py makes one)")
+            remedy = "name the folder of its weights (python tools/train_ego_mlp.py makes one)"
+            raise UserError(f"planner 'ego_mlp' has to be trained: {remedy}")
         raise unknown_planner(name, BASELINES)
     if _model_type(path) == EGO_MLP:
         return EgoMLPPlanner(path)
