@@ -1,4 +1,4 @@
-"""Where lanes end at junctions, and what makes traffic stop there. Global (UTM) metres."""
+"""Where lanes end at junctions, what makes traffic stop there, and where the roadside is. Global (UTM) metres."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import shapely
 
 from navsim_eval.formats.maps import RoadMap
 
+ROAD_LAYERS = (
+    "lane_groups_polygons", "lanes_polygons", "intersections", "gen_lane_connectors_scaled_width_polygons",
+    "lane_group_connectors", "generic_drivable_areas",
+)  # fmt: skip
 STOP_SIGN = 1  # stop_polygons.stop_polygon_type_fid
 _NEAR_M = 2.0
 
@@ -59,3 +63,17 @@ def find_approaches(road_map: RoadMap) -> Approaches:
         stop_sign[near[kinds[polygon] == STOP_SIGN]] = True
     rows = {lane: row for row, lane in enumerate(lanes.ids.tolist())}
     return Approaches(lanes.ids, lanes.keys("lane_group_fid"), rows, ends, directions, stop_line, stop_sign)
+
+
+def roadside(road_map: RoadMap, point: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(2,) first place on the ray from `point` to the `right` that is neither road nor car park, at most 18 m away."""
+    offsets = np.arange(1.0, 18.0, 0.5)
+    candidates = point + offsets[:, None] * right
+    probes = shapely.points(candidates)
+    paved = np.zeros(len(offsets), bool)
+    for name in (*ROAD_LAYERS, "carpark_areas"):
+        layer = road_map.layer(name)
+        if len(layer):
+            paved[layer.tree.query(probes, predicate="intersects")[0]] = True
+    free = np.flatnonzero(~paved)
+    return candidates[free[0]] + 0.4 * right if len(free) else candidates[-1]

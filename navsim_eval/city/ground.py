@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 import shapely
 
-from navsim_eval.city.approaches import Approaches
+from navsim_eval.city.approaches import ROAD_LAYERS, Approaches
 from navsim_eval.city.textures import noise
 from navsim_eval.formats.maps import RoadMap
 
-TILE = 512  # texels per side of a tile
-WINDOW = 1024  # texels per side of a window
+TILE = 384  # texels per side of a tile
+WINDOW = 768  # texels per side of a window
 TEXEL_M = 0.04  # of level 0; each level doubles it
 LEVELS = 4
 CURB_HEIGHT_M = 0.13
@@ -36,15 +36,12 @@ _LOOK_UP = np.zeros((1, 256, 3), np.uint8)
 _LOOK_UP[0, : len(_PALETTE)] = _PALETTE
 _WHITE = np.array([226, 226, 220], np.float32)
 _YELLOW = np.array([222, 178, 52], np.float32)
-_ROAD_LAYERS = (
-    "lane_groups_polygons", "lanes_polygons", "intersections", "gen_lane_connectors_scaled_width_polygons",
-    "lane_group_connectors", "generic_drivable_areas",
-)  # fmt: skip
 _DASHED, _SOLID = 0, 2
 _DASH_M, _GAP_M = 3.0, 4.5
 _LINE_M, _CENTER_LINE_M, _STOP_LINE_M = 0.15, 0.40, 0.40
 _SHIFT = 4  # fractional bits of OpenCV's vertices
-_MAX_TILES = 72
+_MAX_TILES = 120
+_FIRST_SUPERSAMPLED = 2  # coarser levels are painted at twice their resolution
 
 ShadowSource = Callable[[float, float, float, float], Sequence[np.ndarray]]
 
@@ -104,7 +101,7 @@ class GroundPainter:
         """(TILE, TILE, 4) uint8 picture of one tile; fine lines of coarse tiles are thinned by coverage."""
         texel = TEXEL_M * 2**level
         side = TILE * texel
-        canvas = _Canvas(ix * side, iy * side, side, TILE if level == 0 else 2 * TILE)
+        canvas = _Canvas(ix * side, iy * side, side, TILE if level < _FIRST_SUPERSAMPLED else 2 * TILE)
         surface = self._surface(canvas)
         colors = _shade(surface, ix, iy, level, self._seed)
         white, yellow = self._markings(canvas)
@@ -126,7 +123,7 @@ class GroundPainter:
             canvas.outline(surface, polygon, CURB, 0.18)
         for polygon in self._polygons("carpark_areas", canvas):
             canvas.fill(surface, polygon, CARPARK)
-        for layer in _ROAD_LAYERS:
+        for layer in ROAD_LAYERS:
             for polygon in self._polygons(layer, canvas):
                 canvas.fill(surface, polygon, ASPHALT)
         return surface
@@ -343,25 +340,24 @@ def _dashes(points: np.ndarray) -> list[np.ndarray]:
     return pieces
 
 
+_GRAIN = 1024  # texels per side of the noise that roughens the ground, at the resolution of level 0
+
+
 @functools.lru_cache(maxsize=2)
 def _grain_fields(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness factors (1024, 1024) float32 of hard ground and of grass, 4 cm texels, tileable."""
-    size = 2 * TILE
-    hard = 1.0 + 0.035 * noise(size, 0.15, seed + 1) + 0.035 * noise(size, 2.2, seed + 2)
-    grass = 1.0 + 0.10 * noise(size, 0.8, seed + 3) + 0.07 * noise(size, 2.2, seed + 4)
+    """Brightness factors (_GRAIN, _GRAIN) float32 of hard ground and of grass, tileable."""
+    hard = 1.0 + 0.035 * noise(_GRAIN, 0.15, seed + 1) + 0.035 * noise(_GRAIN, 2.2, seed + 2)
+    grass = 1.0 + 0.10 * noise(_GRAIN, 0.8, seed + 3) + 0.07 * noise(_GRAIN, 2.2, seed + 4)
     return hard, grass
 
 
 @functools.lru_cache(maxsize=2 * LEVELS)
 def _grain(level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Brightness factors · 128 uint8 of hard ground and of grass, tileable, in the texels of a level's canvas."""
-    result = []
-    for field in _grain_fields(seed):
-        if level:  # canvases of coarser levels are painted at twice their resolution
-            small = len(field) >> (level - 1)
-            field = cv2.resize(field, (small, small), interpolation=cv2.INTER_AREA)
-        result.append(np.clip(np.round(field * 128), 0, 255).astype(np.uint8))
-    return result[0], result[1]
+    size = _GRAIN >> (level if level < _FIRST_SUPERSAMPLED else level - 1)
+    fields = [cv2.resize(field, (size, size), interpolation=cv2.INTER_AREA) for field in _grain_fields(seed)]
+    hard, grass = (np.clip(np.round(field * 128), 0, 255).astype(np.uint8) for field in fields)
+    return hard, grass
 
 
 def _shade(surface: np.ndarray, ix: int, iy: int, level: int, seed: int) -> np.ndarray:
@@ -369,10 +365,9 @@ def _shade(surface: np.ndarray, ix: int, iy: int, level: int, seed: int) -> np.n
     size = len(surface)
     factors = []
     for field in _grain(level, seed):
-        repeat = max(1, size // len(field))
-        field = np.tile(field, (repeat, repeat))
-        row, column = (iy * size) % len(field), (ix * size) % len(field)
-        factors.append(np.ascontiguousarray(field[row : row + size, column : column + size]))
+        rows = np.arange(iy * size, (iy + 1) * size) % len(field)
+        columns = np.arange(ix * size, (ix + 1) * size) % len(field)
+        factors.append(np.take(np.take(field, rows, axis=0), columns, axis=1))
     hard, grass = factors
     factor = cv2.copyTo(grass, cv2.inRange(surface, GRASS, GRASS), hard)
     colors = cv2.LUT(cv2.cvtColor(surface, cv2.COLOR_GRAY2RGB), _LOOK_UP)
@@ -381,9 +376,9 @@ def _shade(surface: np.ndarray, ix: int, iy: int, level: int, seed: int) -> np.n
 
 def _blend(colors: np.ndarray, coverage: np.ndarray, paint: np.ndarray) -> None:
     """Paint over `colors` in place where coverage (0 to 255) is not zero; worn by the grain that is there."""
-    where = np.flatnonzero(coverage)
-    if not len(where):
+    if not cv2.countNonZero(coverage):
         return
+    where = np.flatnonzero(coverage)
     flat = colors.reshape(-1, 3)
     weight = coverage.reshape(-1)[where].astype(np.float32)[:, None] * np.float32(0.92 / 255.0)
     flat[where] = (flat[where] * (1.0 - weight) + paint * weight).astype(np.uint8)

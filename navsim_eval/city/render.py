@@ -25,6 +25,7 @@ from navsim_eval.city.backdrop import Backdrop, clearness, make_backdrop
 from navsim_eval.city.camera import View, make_view
 from navsim_eval.city.ground import CURB_HEIGHT_M, LEVELS, WINDOW, GroundPainter, Window
 from navsim_eval.city.meshes import Mesh
+from navsim_eval.city.signals import Signals, signal_mesh
 from navsim_eval.city.solid import (
     Solid,
     block_mask,
@@ -36,7 +37,7 @@ from navsim_eval.city.solid import (
     visible_faces,
 )
 from navsim_eval.city.textures import HORIZON, facade_atlas, sky_panorama
-from navsim_eval.city.world import SQUARE_M, SUN, Scenery, signal_mesh
+from navsim_eval.city.world import SQUARE_M, SUN, Scenery
 from navsim_eval.errors import UserError
 from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import box_corners, to_global
@@ -64,6 +65,7 @@ class Renderer:
         embree()
         approaches = find_approaches(road_map)
         self.scenery = Scenery(road_map, approaches, seed)
+        self.signals = Signals(road_map, approaches)
         self.ground = GroundPainter(road_map, approaches, seed, self.scenery.shadows)
         self._seed = seed
         self._ground_height = float(ground_height)
@@ -133,7 +135,7 @@ class Renderer:
             for dy in reach:
                 square = self.scenery.square(ix + dx, iy + dy)
                 shift = np.array([dx, dy]) * SQUARE_M
-                parts.append(meshes.transform(square.mesh, shift))
+                parts.append(meshes.transform(square.near if max(abs(dx), abs(dy)) < 2 else square.far, shift))
                 thin.append(square.thin + np.array([*shift, 0.0]))
         region = _Region(make_solid(meshes.merge(parts)), np.concatenate(thin))
         self._regions[key] = region
@@ -154,7 +156,7 @@ class Renderer:
     def _signals(self, frame: Frame, origin: np.ndarray) -> list[Mesh]:
         state = {str(connector): bool(is_red) for connector, is_red in frame.traffic_lights}
         x, y = frame.ego_pose[:2]
-        signals = self.scenery.signals(float(x), float(y), _SIGNAL_RADIUS_M, frozenset(state))
+        signals = self.signals.near(float(x), float(y), _SIGNAL_RADIUS_M, frozenset(state))
         return [signal_mesh(signal, state.get(signal.connector), origin) for signal in signals]
 
     # --- the ground ---

@@ -201,7 +201,7 @@ def _hull_mask(view, boxes: np.ndarray) -> np.ndarray:
     ("traffic_cone", [7.0, -1.0, 0.4, 0.4, 0.4, 0.8, 0.0], 0.2),
     ("barrier", [9.0, 0.0, 0.5, 0.5, 2.0, 1.0, 0.0], 0.4),
     ("czone_sign", [9.0, 0.0, 0.75, 0.2, 0.8, 1.5, 0.0], 0.2),
-    ("generic_object", [9.0, 0.0, 0.5, 0.8, 0.8, 1.0, 0.0], 0.6),
+    ("generic_object", [9.0, 0.0, 0.5, 0.8, 0.8, 1.0, 0.0], 0.5),
 ])  # fmt: skip
 def test_objects_appear_where_their_boxes_project(renderer: Renderer, name: str, box: list, share: float) -> None:
     lens = {"CAM_F0": _camera(distortion=LENS)}
@@ -244,7 +244,7 @@ def test_traffic_light_shows_the_state_of_its_connector(
     listed = () if state is None else (("21", state),)
     frame = _frame(x=85.0, traffic_lights=listed)
     x, y, _ = frame.ego_pose
-    (signal,) = [s for s in renderer.scenery.signals(x, y, 60.0) if s.connector == "21"]
+    (signal,) = [s for s in renderer.signals.near(x, y, 60.0) if s.connector == "21"]
     view = make_view(frame.cameras["CAM_F0"], SIZE)
     head = np.array([[*(signal.head[:2] - frame.ego_pose[:2]), signal.head[2]]])
     (pixel,), (depth,) = view.project(head)
@@ -258,7 +258,7 @@ def test_traffic_light_shows_the_state_of_its_connector(
 
 
 def test_signals_stand_beyond_the_junction_and_posts_beside_the_road(road_map: RoadMap, renderer: Renderer) -> None:
-    signals = renderer.scenery.signals(*_at(110.0, 0.0), 60.0)
+    signals = renderer.signals.near(*_at(110.0, 0.0), 60.0)
     assert [s.connector for s in signals] == ["21", "22"]
     eastbound = signals[0]
     assert 119.0 < eastbound.head[0] - ORIGIN[0] < 123.0 and abs(eastbound.head[1] - ORIGIN[1] + 1.75) < 0.1
@@ -309,7 +309,7 @@ def test_nothing_is_built_on_roads(road_map: RoadMap, renderer: Renderer) -> Non
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
             square = renderer.scenery.square(corner[0] + dx, corner[1] + dy)
-            low = square.mesh.vertices[square.mesh.vertices[:, 2] < 0.05]
+            low = square.near.vertices[square.near.vertices[:, 2] < 0.05]
             feet = low[:, :2].astype(float) + square.origin
             vertices += len(feet)
             assert not shapely.contains_xy(roads, feet[:, 0], feet[:, 1]).any()
