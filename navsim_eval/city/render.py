@@ -249,22 +249,27 @@ class Renderer:
     def _facades(
         self, solid: Solid, face: np.ndarray, origin: np.ndarray, rays: np.ndarray, view: View
     ) -> np.ndarray:
-        """(N,) uint32 colour of house fronts, each pixel looked up in its picture."""
-        plane = np.take(solid.plane, face, axis=0)
-        facing = np.einsum("ij,ij->i", plane[:, :3], rays)
-        facing = np.where(np.abs(facing) < 1e-6, np.float32(-1e-6), facing)
-        reach = (plane[:, 3] - plane[:, :3] @ origin) / facing
-        wall = np.take(solid.wall, face, axis=0)
-        along = np.einsum("ij,ij->i", rays[:, :2], wall[:, :2]) * reach + (wall[:, :2] @ origin[:2] - wall[:, 2])
-        height = rays[:, 2] * reach + origin[2]
+        """(N,) uint32 colour of pictured faces, each pixel looked up; bytes R, G, B, A."""
+        ray_x, ray_y, ray_z = rays.T
+        normal = [np.take(column, face) for column in solid.plane.T]
+        facing = normal[0] * ray_x + normal[1] * ray_y + normal[2] * ray_z
+        offset = normal[3] - (normal[0] * origin[0] + normal[1] * origin[1] + normal[2] * origin[2])
+        reach = offset / np.where(np.abs(facing) < 1e-6, np.float32(-1e-6), facing)
+        along_x, along_y, start, style = (np.take(column, face) for column in solid.wall.T)
+        along = (along_x * ray_x + along_y * ray_y) * reach + (along_x * origin[0] + along_y * origin[1] - start)
+        height = ray_z * reach + origin[2]
         footprint = reach * np.float32(view.pixel_angle) / np.maximum(np.abs(facing), np.float32(0.15))
-        texel = facade_atlas(self._seed).sample(wall[:, 3].astype(np.int32), along, height, footprint)
+        texel = facade_atlas(self._seed).sample(style.astype(np.int32), along, height, footprint)
         # The wall's own lit colour where the picture is tinted, plain light where it is glass, a mixture in the mips.
-        tint = texel[:, 3:] * np.float32(1.0 / 255.0)
-        paint = np.take(solid.color, face, axis=0) * np.float32(1.0 / 255.0)
-        light = np.take(solid.light, face)[:, None]
-        color = texel[:, :3] * (light + (paint - light) * tint)
-        return pack(HORIZON + (color - HORIZON) * clearness(reach)[:, None])
+        tint = texel[:, 3] * np.float32(1.0 / 255.0)
+        clear = clearness(reach)
+        light = np.take(solid.light, face) * clear
+        for channel in range(3):
+            paint = np.take(solid.color[:, channel], face) * (clear * np.float32(1.0 / 255.0))
+            haze = HORIZON[channel] - HORIZON[channel] * clear
+            shade = texel[:, channel] * (light + (paint - light) * tint) + haze
+            texel[:, channel] = np.clip(shade, 0.0, 255.0, out=shade)
+        return texel.view(np.uint32)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -283,7 +283,7 @@ def test_ground_shows_the_map(renderer: Renderer) -> None:
     asphalt = _ground_color(renderer, frame, 95.5, -1.75)
     assert asphalt.max() < 130 and np.ptp(asphalt) < 15
     center = _ground_color(renderer, _frame(x=60.0), 72.0, 0.12)
-    assert center[0] > center[2] + 40  # yellow between directions
+    assert center[0] > 1.4 * center[2]  # yellow between directions, be it in the shade
     stop = _ground_color(renderer, _frame(x=88.0), 99.6, -1.75)
     assert stop.mean() > 150
 
