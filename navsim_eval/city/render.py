@@ -32,7 +32,6 @@ from navsim_eval.city.solid import (
     box_corners_3d,
     embree,
     make_solid,
-    pack,
     pixels_of_blocks,
     visible_faces,
 )
