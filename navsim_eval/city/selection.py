@@ -36,7 +36,9 @@ MAX_RUN = 6  # consecutive scenes a log
 GAP_FRAMES = 4  # between two logs of one vehicle
 
 # What the driver does over the next 4 s, and how often we look for it.
-CATEGORY_WEIGHTS = {"left": 0.26, "right": 0.3, "start": 0.12, "brake": 0.12, "accelerate": 0.1, "bend": 0.1}
+CATEGORY_WEIGHTS = {
+    **{"left": 0.19, "right": 0.22, "wide turn": 0.2, "start": 0.11, "brake": 0.1, "accelerate": 0.09, "bend": 0.09}
+}
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ class _Moments:
 def _categories(motion: EgoMotion, steps: np.ndarray, roads: shapely.Geometry) -> list[str | None]:
     """What the drive does within 4 s of each step; None where constant velocity (nearly) solves that too.
 
-    Slowing down without anybody ahead, or speeding up a little, leaves constant velocity a good score; so does a turn
-    on a junction so wide that it stays on the road. roads: drivable surface, prepared, local frame.
+    Speeding up a little leaves constant velocity a good score, and so does a bend within which it stays on the road.
+    A turn is wide where constant velocity stays on the junction. roads: drivable surface, prepared, local frame.
     """
     rows = steps - motion.first
     here, later = motion.poses[rows], motion.poses[rows + HORIZON_STEPS]
@@ -158,7 +160,7 @@ def _categories(motion: EgoMotion, steps: np.ndarray, roads: shapely.Geometry) -
         if np.hypot(gained[k], aside[k]) < MIN_DEVIATION_M:
             categories.append(None)
         elif abs(turned[k]) > TURN_RAD:
-            categories.append(("left" if turned[k] > 0 else "right") if leaves_road[k] else None)
+            categories.append(("left" if turned[k] > 0 else "right") if leaves_road[k] else "wide turn")
         elif abs(aside[k]) > abs(gained[k]):
             categories.append("bend" if leaves_road[k] else None)
         elif gained[k] < 0:
