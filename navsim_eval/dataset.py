@@ -14,7 +14,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.coverage import SensorCoverage, SplitCoverage
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.logs import frame_from_dict, read_log_dicts
-from navsim_eval.formats.splits import LOGS_FOLDER, SceneFilter, Split, find_split
+from navsim_eval.formats.splits import LOGS_FOLDER, SceneFilter, Split, find_split, logs_of_part
 from navsim_eval.log_index import LogSummary, default_memory, summarize_logs
 from navsim_eval.scene import FRAME_INTERVAL_S, Frame, Scene
 
@@ -91,19 +91,24 @@ class SceneDataset:
     ) -> SceneDataset:
         """The scenes of a published split, or of any folder under `navsim_logs/` (all windows at stride 1).
 
+        split:      name, or name:train, name:val, name:test for the logs that NAVSIM's training lists assign to it
         tokens:     exactly these scenes, wherever they lie in the split's logs (its own filter then only gives the
                     window's length); `coverage.tokens_missing` lists those that the logs do not hold
         log_names:  only these logs;  max_scenes: stop after so many
 
         Raises UserError for an unknown split (listing what there is) and for one without scenes.
         """
-        found = find_split(split, data.root, data.filters)
+        name, _, part = split.partition(":")
+        found = replace(find_split(name, data.root, data.filters), name=split)
         chosen = found.scene_filter
+        if part:
+            listed = logs_of_part(part, data.filters)
+            log_names = listed if log_names is None else listed.intersection(log_names)
         if tokens is not None:
             chosen = replace(chosen, tokens=tuple(dict.fromkeys(tokens)), log_names=None, frame_interval=1)
         if log_names is not None:
             allowed = set(log_names)
-            kept = [name for name in chosen.log_names or allowed if name in allowed]
+            kept = [log for log in chosen.log_names or allowed if log in allowed]
             chosen = replace(chosen, log_names=tuple(sorted(kept)))
         if max_scenes is not None:
             chosen = replace(chosen, max_scenes=max_scenes)

@@ -202,6 +202,19 @@ def read_log_lists(path: Path | str) -> dict[str, frozenset[str]]:
     return parts
 
 
+def logs_of_part(part: str, filters: Path | str) -> frozenset[str]:
+    """Logs that NAVSIM's training script uses for "train", "val" or "test". Raises UserError for any other part."""
+    if part not in LOG_PARTS:
+        raise UserError(f"split part ':{part}' is none of {', '.join(':' + p for p in LOG_PARTS)}")
+    path = log_lists_path(filters)
+    if not filters or not path.is_file():
+        raise UserError(
+            f"split part ':{part}' needs NAVSIM's log lists ({LOG_LIST_FILE}); set data.filters (or "
+            "$NAVSIM_DEVKIT_ROOT) to the train_test_split folder of a devkit checkout"
+        )
+    return read_log_lists(path)[part]
+
+
 def log_lists_path(filters: Path | str) -> Path:
     """Where a devkit checkout keeps the log split file, given its `train_test_split` folder."""
     return Path(filters).parent.parent / "training" / LOG_LIST_FILE

@@ -24,7 +24,7 @@ def test_model_file_holds_the_numbers_of_its_variant(name: str) -> None:
 
 def test_published_recipe_states_the_published_settings() -> None:
     config = load_config(TrainConfig, "train", ["experiment=navtrain_reference"])
-    assert config.model.name == "diffusiondrive" and config.split == "navtrain"
+    assert config.model.name == "diffusiondrive" and config.split == "navtrain:train"
     assert (config.trainer.global_batch, config.trainer.largest_per_device, config.trainer.epochs) == (512, 64, 100)
     assert (config.optimizer.rate, config.optimizer.weight_decay) == (6e-4, 1e-4)
     assert config.optimizer.clip_norm == 0.0 and config.optimizer.ema_decay == 0.0
@@ -38,5 +38,5 @@ def test_an_experiment_may_be_overridden() -> None:
 def test_impossible_settings_are_refused_with_the_choices() -> None:
     with pytest.raises(UserError, match="is none of warmup_cosine, published"):
         load_config(TrainConfig, "train", ["optimizer.schedule=linear"])
-    with pytest.raises(UserError, match="did you mean 'trainer.global_batch'"):
+    with pytest.raises(UserError, match=r"did you mean .trainer\.global_batch"):
         load_config(TrainConfig, "train", ["trainer.globalbatch=3"])

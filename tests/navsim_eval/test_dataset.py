@@ -18,7 +18,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import missing_sensor_files, sensor_coverage, sensor_files
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.logs import read_log, write_log
-from navsim_eval.formats.splits import SceneFilter, write_scene_filter
+from navsim_eval.formats.splits import SceneFilter, log_lists_path, write_scene_filter
 from navsim_eval.log_index import LogSummary, summarize_log
 from navsim_eval.scene import Frame
 from tests.golden import GOLDEN, needs_golden
@@ -75,6 +75,24 @@ def test_filter_chooses_logs_tokens_and_length(data: DataConfig, tmp_path: Path)
     dataset = SceneDataset.from_config(data, "mine")
     assert dataset.tokens == (a[4].token, a[5].token), "in the order of the log"
     assert len(dataset[0].frames) == 12 and dataset.coverage.complete
+
+
+def test_part_of_a_split_by_the_published_log_lists(data: DataConfig, tmp_path: Path) -> None:
+    first, *rest = SceneDataset.from_config(data, "city").log_names
+    data.filters = str(tmp_path / "config/common/train_test_split")
+    Path(data.filters).mkdir(parents=True)
+    lists = log_lists_path(data.filters)
+    with pytest.raises(UserError, match=r"split part ':val' needs NAVSIM's log lists"):
+        SceneDataset.from_config(data, "city:val")
+    lists.parent.mkdir(parents=True)
+    lists.write_text(
+        "train_logs:\n" + "".join(f"  - {log}\n" for log in rest) + f"val_logs:\n  - {first}\ntest_logs: []\n"
+    )
+    assert SceneDataset.from_config(data, "city:val").log_names == (first,)
+    assert SceneDataset.from_config(data, "city:train").log_names == tuple(rest)
+    assert SceneDataset.from_config(data, "city:val").split.name == "city:val"
+    with pytest.raises(UserError, match=r"split part ':dev' is none of :train, :val, :test"):
+        SceneDataset.from_config(data, "city:dev")
 
 
 def test_frames_without_a_route_are_skipped_unless_allowed(tmp_path: Path) -> None:
