@@ -170,8 +170,8 @@ def _zone(view: View, rows: slice, samples: int, height: float) -> _Zone:
     exact = np.log2(np.maximum(across * np.sqrt(limited / height / samples), 1e-6) / (1.1 * TEXEL_M))
     blur = np.random.default_rng(7).random(exact.shape, dtype=np.float32) - 0.5
     levels = np.clip(np.round(exact + 0.7 * blur), 0, LEVELS - 1).astype(np.int64)
-    reach = np.abs(points).max(-1)
-    for level in range(LEVELS - 1):  # a finer window ends nearer
+    reach = np.hypot(points[..., 0], points[..., 1])
+    for level in range(LEVELS - 1):  # a finer window ends nearer; which way it is turned is not known here
         levels[(levels == level) & (reach > (WINDOW / 2 - 2) * TEXEL_M * 2**level)] = level + 1
     parts = []
     for level in range(LEVELS):

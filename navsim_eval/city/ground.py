@@ -174,15 +174,21 @@ def _pieces(start: int) -> list[tuple[int, slice, slice]]:
     return pieces
 
 
+@functools.lru_cache(maxsize=2)
+def _roughness(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness factors (_GRAIN, _GRAIN) float32 of hard ground and of grass, tileable."""
+    hard = 1.0 + 0.035 * noise(_GRAIN, 0.15, seed + 1) + 0.035 * noise(_GRAIN, 2.2, seed + 2)
+    grass = 1.0 + 0.10 * noise(_GRAIN, 0.8, seed + 3) + 0.07 * noise(_GRAIN, 2.2, seed + 4)
+    return hard, grass
+
+
 @functools.lru_cache(maxsize=2 * LEVELS)
 def _grain_fields(level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Brightness factors · 128 uint8 of hard ground and of grass, tileable, in the texels of a level."""
     size = _GRAIN >> level
-    hard = 1.0 + 0.035 * noise(_GRAIN, 0.15, seed + 1) + 0.035 * noise(_GRAIN, 2.2, seed + 2)
-    grass = 1.0 + 0.10 * noise(_GRAIN, 0.8, seed + 3) + 0.07 * noise(_GRAIN, 2.2, seed + 4)
-    small = (cv2.resize(field, (size, size), interpolation=cv2.INTER_AREA) for field in (hard, grass))
-    rough, soft = (np.clip(np.round(field * 128), 0, 255).astype(np.uint8) for field in small)
-    return rough, soft
+    small = (cv2.resize(field, (size, size), interpolation=cv2.INTER_AREA) for field in _roughness(seed))
+    hard, grass = (np.clip(np.round(field * 128), 0, 255).astype(np.uint8) for field in small)
+    return hard, grass
 
 
 def _grain(level: int, ix: int, iy: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

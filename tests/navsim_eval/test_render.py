@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from navsim_eval.city import meshes
 from navsim_eval.city.approaches import find_approaches
+from navsim_eval.city.backdrop import make_backdrop
 from navsim_eval.city.camera import distort, make_view, undistort
-from navsim_eval.city.ground import TEXEL_M, WINDOW, GroundPainter
+from navsim_eval.city.ground import LEVELS, TEXEL_M, WINDOW, GroundPainter
 from navsim_eval.city.render import Renderer
 from navsim_eval.city.solid import make_solid, visible_faces
 from navsim_eval.city.world import SQUARE_M
@@ -286,6 +287,15 @@ def test_ground_shows_the_map(renderer: Renderer) -> None:
     assert center[0] > 1.4 * center[2]  # yellow between directions, be it in the shade
     stop = _ground_color(renderer, _frame(x=88.0), 99.6, -1.75)
     assert stop.mean() > 150
+
+
+@pytest.mark.parametrize("yaw_deg", [0.0, 55.0, 180.0])
+def test_no_pixel_looks_beyond_its_window(yaw_deg: float) -> None:
+    view = make_view(_camera(yaw_deg), SIZE)
+    for zone in make_backdrop(view, 0.0).zones:
+        for level, band, mask in zone.levels:
+            farthest = np.hypot(*zone.points[band][mask > 0].T).max()
+            assert level == LEVELS - 1 or farthest < (WINDOW / 2 - 1) * TEXEL_M * 2**level
 
 
 def test_window_texels_follow_from_place_alone(road_map: RoadMap) -> None:
