@@ -21,7 +21,7 @@ FOG_M = 260.0
 _FAR_M = 900.0
 _TALL_M = 18.0  # beyond this distance each pixel is sampled several times along the line of sight
 _TALL_SAMPLES = 6
-_HORIZON_RGBA = np.array([*HORIZON, 255.0], np.float32)
+_HORIZON = (*(float(channel) for channel in HORIZON), 255.0)
 
 
 def clearness(distance: np.ndarray) -> np.ndarray:
@@ -48,17 +48,14 @@ class _Zone:
 class Backdrop:
     """What is fixed about ground and sky for one view.
 
-    distance: (H, W) float32 range to the ground along the ray [m], inf above the horizon
     zones:    far and near part of the ground
-    clear:    (G, W, 4) uint8 share of the ground's own colour, of the lowest G rows; haze: what is added to it
+    clear:    (G, W) uint8 share of the ground's own colour that is seen, of the lowest G rows; 255 above the horizon
     azimuth, elevation: (S, W) float32 panorama coordinates of the upper S rows
     foot:     (2,) camera position, ego x and y [m]; height above the ground [m]
     """
 
-    distance: np.ndarray
     zones: tuple[_Zone, ...]
     clear: np.ndarray
-    haze: np.ndarray
     azimuth: np.ndarray
     elevation: np.ndarray
     foot: np.ndarray
@@ -78,7 +75,13 @@ class Backdrop:
             self._paint_zone(image, zone, pose, windows)
         if len(self.clear):
             below = image[-len(self.clear) :]
-            cv2.add(cv2.multiply(below, self.clear, scale=1.0 / 255.0), self.haze, dst=below)
+            clear = cv2.cvtColor(cv2.merge([self.clear] * 3), cv2.COLOR_RGB2RGBA)
+            haze = cv2.multiply(cv2.bitwise_not(clear), _HORIZON, scale=1.0 / 255.0)
+            cv2.add(cv2.multiply(below, clear, scale=1.0 / 255.0), haze, dst=below)
+
+    def distance(self, directions: np.ndarray) -> np.ndarray:
+        """(...,) float32 range to the road along unit vectors (..., 3), inf where they do not go down."""
+        return _ground_distance(directions, self.height)
 
     def _paint_zone(self, image: np.ndarray, zone: _Zone, pose: np.ndarray, windows: Sequence[Window]) -> None:
         c, s = np.float32(np.cos(pose[2])), np.float32(np.sin(pose[2]))
@@ -137,17 +140,15 @@ def make_backdrop(view: View, ground_height: float) -> Backdrop:
         zones.append(_zone(view, slice(first, far), _TALL_SAMPLES, height))
     if far < view.size[0]:
         zones.append(_zone(view, slice(far, view.size[0]), 1, height))
-    limited = np.minimum(distance[first:], np.float32(_FAR_M))[..., None]
+    limited = np.minimum(distance[first:], np.float32(_FAR_M))
     hazy = np.maximum(1.0 - clearness(limited), np.clip((limited - 250.0) / 300.0, 0.0, 1.0))
-    hazy = np.where(on_ground[first:, :, None], hazy, 0.0)
+    hazy = np.where(on_ground[first:], hazy, 0.0)
     sky = view.directions[:last_sky]
     azimuth = np.arctan2(sky[..., 1], sky[..., 0]) / (2.0 * np.pi) * SKY_SHAPE[1]
     elevation = np.arcsin(np.clip(sky[..., 2], 0.0, 1.0)) / (np.pi / 2.0) * (SKY_SHAPE[0] - 1)
     return Backdrop(
-        distance=distance,
         zones=tuple(zones),
-        clear=np.broadcast_to(np.round(255.0 * (1.0 - hazy)), (*hazy.shape[:2], 4)).astype(np.uint8),
-        haze=np.round(_HORIZON_RGBA * hazy).astype(np.uint8),
+        clear=np.round(255.0 * (1.0 - hazy)).astype(np.uint8),
         azimuth=azimuth.astype(np.float32),
         elevation=elevation.astype(np.float32),
         foot=view.origin[:2].astype(np.float64),

@@ -14,6 +14,7 @@ from navsim_eval.scene import Camera
 
 _UNDISTORT_ITERATIONS = 40
 _UNDISTORT_TOLERANCE = 1e-6
+_BAND_ROWS = 64  # rows worked on at a time, to bound the memory
 
 
 @dataclass(frozen=True)
@@ -64,23 +65,20 @@ def make_view(camera: Camera, size: tuple[int, int]) -> View:
     intrinsics = np.asarray(camera.intrinsics, np.float64).copy()
     scale = 2.0 ** np.round(np.log2(width / (2.0 * intrinsics[0, 2])))
     intrinsics[:2] *= scale
-    u, v = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
-    pixels = np.stack([u, v], axis=-1) - intrinsics[:2, 2]
-    distorted = pixels @ np.linalg.inv(intrinsics[:2, :2]).T
-    normalised = undistort(distorted, np.asarray(camera.distortion, np.float64))
-    rays = np.concatenate([normalised, np.ones((height, width, 1))], axis=-1)
-    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     rotation = np.asarray(camera.rotation, np.float64)
-    flat = normalised.reshape(-1, 2)
-    return View(
-        size=size,
-        origin=np.asarray(camera.translation, np.float32),
-        directions=np.ascontiguousarray(rays @ rotation.T, dtype=np.float32),
-        rotation=rotation,
-        intrinsics=intrinsics,
-        distortion=np.asarray(camera.distortion, np.float64),
-        limits=np.stack([flat.min(0), flat.max(0)]),
-    )
+    distortion = np.asarray(camera.distortion, np.float64)
+    inverse = np.linalg.inv(intrinsics[:2, :2]).T
+    directions = np.empty((height, width, 3), np.float32)
+    limits = np.array([[np.inf, np.inf], [-np.inf, -np.inf]])
+    for top in range(0, height, _BAND_ROWS):
+        u, v = np.meshgrid(np.arange(width), np.arange(top, min(top + _BAND_ROWS, height)))
+        normalised = undistort((np.stack([u, v], axis=-1) - intrinsics[:2, 2]) @ inverse, distortion)
+        rays = np.concatenate([normalised, np.ones((*u.shape, 1))], axis=-1) @ rotation.T
+        directions[top : top + len(u)] = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+        limits[0] = np.minimum(limits[0], normalised.min((0, 1)))
+        limits[1] = np.maximum(limits[1], normalised.max((0, 1)))
+    origin = np.asarray(camera.translation, np.float32)
+    return View(size, origin, directions, rotation, intrinsics, distortion, limits)
 
 
 def distort(normalised: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

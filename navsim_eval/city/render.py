@@ -237,7 +237,7 @@ class Renderer:
         face, reach = traffic.cast_with_range(origin, rays)
         reached = np.flatnonzero(face >= 0)
         pixels, rays, face, reach = pixels[reached], rays[reached], face[reached], reach[reached]
-        behind = backdrop.distance.reshape(-1)[pixels]
+        behind = backdrop.distance(rays)
         covered = np.flatnonzero(faces[pixels] >= 0)
         behind[covered] = scenery.distance(faces[pixels[covered]], origin, rays[covered])
         front = np.flatnonzero(reach < behind)
