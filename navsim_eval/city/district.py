@@ -48,7 +48,7 @@ def make_district(job: DistrictJob) -> dict[str, Any]:
     """
     mark = job.folder / "done.json"
     if mark.is_file() and (result := json.loads(mark.read_text()))["quota"] == job.quota:
-        return result
+        return {**result, "folder": str(job.folder)}
     shutil.rmtree(job.folder, ignore_errors=True)
     district, style = job.district, STYLES[job.district.style]
 

@@ -145,6 +145,10 @@ class _Manifest:
     @staticmethod
     def open(root: Path, config: CityConfig) -> _Manifest:
         path = root / CITY_MANIFEST
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"data.root={root} cannot be written ({error.strerror})") from error
         wanted = {
             "format": FORMAT_VERSION,
             "seed": config.seed,

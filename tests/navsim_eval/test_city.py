@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import types
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,7 @@ from navsim_eval.city.recorder import command_on
 from navsim_eval.city.rig import intrinsics, viewing_rotation
 from navsim_eval.city.road_map import assign_ids, district_layers
 from navsim_eval.city.selection import passes, stretches
-from navsim_eval.city.sensors import braking_tracks
+from navsim_eval.city.sensors import RenderLog, braking_tracks
 from navsim_eval.city.sumo_net import read_network
 from navsim_eval.city.traffic import KINDS, STEP_S, Track
 from navsim_eval.config import DataConfig
@@ -270,6 +271,17 @@ def test_bad_settings_are_refused(values, fact):
         CityConfig(**values)
 
 
+def test_missing_packages_are_named_with_the_remedy(tmp_path, monkeypatch):
+    modules = __import__("sys").modules
+    with monkeypatch.context() as patch:
+        patch.setitem(modules, "sumo", None)
+        with pytest.raises(UserError, match=r"Eclipse SUMO: pip install -e '\.\[city\]'"):
+            make_city(TINY, tmp_path, workers=1)
+    monkeypatch.setitem(modules, "navsim_eval.city.render", None)
+    with pytest.raises(UserError, match=r"\[city\].*city\.sensors=none"):
+        make_city(CityConfig(**{**vars(TINY), "sensors": "all"}), tmp_path, workers=1)
+
+
 def test_districts_differ_between_splits_and_seeds():
     seeds = {district_seed(s, split, k) for s in range(3) for split in LOCATIONS for k in range(4)}
     assert len(seeds) == 3 * 3 * 4
@@ -308,6 +320,19 @@ def test_only_current_frames_get_sensors_and_only_once(city: Path, monkeypatch):
     assert read_point_cloud(folder / scene.current.lidar_path).shape == (6, 5)
     next(folder.rglob("*.jpg")).unlink()
     assert make_city(config, city, workers=1).rendered == {"val": 1}
+
+
+def test_the_real_renderer_fills_a_log(city: Path, tmp_path):
+    """Small images, so that this checks the joint between the two rooms and not the pictures."""
+    pytest.importorskip("embreex", reason="rendering needs Embree")
+    shutil.copytree(city / "navsim_logs" / "val", tmp_path / "navsim_logs" / "val")
+    log = sorted((tmp_path / "navsim_logs" / "val").glob("*.pkl"))[0]
+    assert RenderLog(tmp_path, city / "maps", "front", (90, 160), seed=0)(("val", log.stem)) >= 1
+    frame = read_log(log)[3]
+    image = read_image(tmp_path / "sensor_blobs" / "val" / frame.cameras["CAM_F0"].path)
+    assert image.shape == (90, 160, 3) and image.std() > 10.0
+    cloud = read_point_cloud(tmp_path / "sensor_blobs" / "val" / frame.lidar_path)
+    assert cloud.shape[1] > 10_000 and np.isfinite(cloud).all()
 
 
 def test_brake_lights_of_slowing_and_waiting_vehicles(city: Path):
