@@ -305,17 +305,16 @@ def _read_tracks(path: Path, routes: dict[str, tuple[str, ...]], first_step: int
 
 
 def _track(
-    name: str, steps: list[int], rows: list[list[str]], place: dict[str, dict[str, int]], route: tuple[str, ...]
+    id_: str, steps: list[int], rows: list[list[str]], place: dict[str, dict[str, int]], route: tuple[str, ...]
 ) -> Track:
     if steps[-1] - steps[0] != len(steps) - 1:
-        raise ValueError(f"{name}: recorded with gaps")
+        raise ValueError(f"{id_}: recorded with gaps")
     columns = {attribute: 2 * k + 1 for attribute, k in place[rows[0][0]].items()}
-    numbers = [[row[columns[attribute]] for attribute in _NUMBERS] for row in rows]
-    x, y, angle, speed = np.array(numbers).astype(np.float64).T
+    x, y, angle, speed = (np.array([float(row[columns[name]]) for row in rows]) for name in _NUMBERS)
     heading = np.radians(90.0 - angle)
     poses = np.column_stack([x, y, np.arctan2(np.sin(heading), np.cos(heading))])
     lane = columns.get("lane", columns.get("edge"))
-    return Track(name, KINDS[rows[0][columns["type"]]], steps[0], poses, speed, tuple(row[lane] for row in rows), route)
+    return Track(id_, KINDS[rows[0][columns["type"]]], steps[0], poses, speed, tuple(row[lane] for row in rows), route)
 
 
 def _read_signals(path: Path, first_step: int) -> dict[str, tuple[tuple[int, str], ...]]:
