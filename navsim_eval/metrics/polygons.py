@@ -153,6 +153,7 @@ class PolygonBatch:
     cell_start: Tensor  # (cells + S,) int64, S separate runs
     cell_edges: Tensor  # (I,) int64
     edges: Tensor  # (4, E) float64
+    edge_polygon: Tensor  # (E,) int64 index within the scene; below as word and bit
     edge_word: Tensor  # (E,) int64
     edge_bit: Tensor  # (E,) int64
     edge_offset: tuple[int, ...]  # (S + 1,)
@@ -179,6 +180,7 @@ class PolygonBatch:
             cell_start=tensor(np.concatenate(starts)),
             cell_edges=tensor(np.concatenate(entries)),
             edges=tensor(np.concatenate([grid.edges for grid in grids]).T, torch.float64),
+            edge_polygon=tensor(polygon),
             edge_word=tensor(polygon // BITS),
             edge_bit=tensor(np.int64(1) << (polygon % BITS).astype(np.int64)),
             edge_offset=tuple(int(offset) for offset in edge_offset),
@@ -190,18 +192,19 @@ class PolygonBatch:
         x, y: (...) points relative to the origin of their scene;  scene: its index, broadcastable to (...)
         Returns words (W, ...) int64.
         """
-        lower, side = self.corner[scene], self.side[scene]
-        column = torch.floor((x - lower[..., 0]) / CELL)
-        row = torch.floor((y - lower[..., 1]) / CELL)
+        corner_x, corner_y = self.corner[scene].unbind(-1)
+        side = self.side[scene]
+        column = torch.floor((x - corner_x) / CELL)
+        row = torch.floor((y - corner_y) / CELL)
         known = (column >= 0) & (column < side) & (row >= 0) & (row < side)
         cell = torch.where(known, row * side + column, 0).to(torch.int64) + self.cell_offset[scene]
-        words = self.base[:, cell.reshape(-1)]
+        words = torch.index_select(self.base, 1, cell.reshape(-1))
 
-        entry = (cell + scene).reshape(-1)
-        start = self.cell_start[entry]
-        count = torch.where(known.reshape(-1), self.cell_start[entry + 1] - start, 0)
-        center_x = (lower[..., 0] + (column + 0.5) * CELL).reshape(-1)
-        center_y = (lower[..., 1] + (row + 0.5) * CELL).reshape(-1)
+        entry = (cell + scene).reshape(-1)  # the scenes before have one more start than cells each
+        start = torch.index_select(self.cell_start, 0, entry)
+        count = (torch.index_select(self.cell_start, 0, entry + 1) - start) * known.reshape(-1)
+        center_x = (corner_x + (column + 0.5) * CELL).reshape(-1)
+        center_y = (corner_y + (row + 0.5) * CELL).reshape(-1)
         self._cross_edges(words, x.reshape(-1), y.reshape(-1), center_x, center_y, start, count)
         if not bool(known.all()):
             self._locate_beyond(
@@ -211,31 +214,31 @@ class PolygonBatch:
 
     def _cross_edges(self, words, x, y, center_x, center_y, start, count) -> None:
         """Toggle, in place, the polygons whose edges lie between the cell's centre and the point."""
-        boundary = torch.zeros_like(words)
+        flat, boundary = words.view(-1), None
         active = torch.nonzero(count).squeeze(1)
+        px, py, cx, cy, start, count = _pick((x, y, center_x, center_y, start, count), active)
+        dx, dy = px - cx, py - cy
         slot = 0
-        px, py, cx, cy = x[active], y[active], center_x[active], center_y[active]
-        start, count = start[active], count[active]
         while len(active):
-            entry = self.cell_edges[start + slot]
+            entry = torch.index_select(self.cell_edges, 0, start + slot)
             edge, center_left = entry >> 1, (entry & 1).to(torch.bool)
-            ax, ay, bx, by = self.edges[:, edge]
-            dx, dy = px - cx, py - cy
-            straddles = (dx * (ay - cy) - dy * (ax - cx) > 0.0) != (dx * (by - cy) - dy * (bx - cx) > 0.0)
+            ax, ay, bx, by, word, bit = _pick((*self.edges, self.edge_word, self.edge_bit), edge)
+            straddles = (dx * (ay - cy) > dy * (ax - cx)) != (dx * (by - cy) > dy * (bx - cx))
             side = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
             crosses = straddles & ((side > 0.0) != center_left)
-            flat = (self.edge_word[edge], active)
-            bit = self.edge_bit[edge]
-            words[flat] = words[flat] ^ torch.where(crosses, bit, 0)
+            place = word * words.shape[1] + active
+            flat.scatter_(0, place, flat.gather(0, place) ^ (bit * crosses))
 
-            touches = (side == 0.0) & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0)
-            if bool(touches.any()):
-                boundary[flat] = boundary[flat] | torch.where(touches, bit, 0)
+            in_line = side == 0.0
+            if bool(in_line.any()):
+                touches = in_line & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0)
+                boundary = torch.zeros_like(flat) if boundary is None else boundary
+                boundary.scatter_(0, place, boundary.gather(0, place) | (bit * touches))
             slot += 1
             left = torch.nonzero(count > slot).squeeze(1)
-            active, start, count = active[left], start[left], count[left]
-            px, py, cx, cy = px[left], py[left], cx[left], cy[left]
-        words &= ~boundary
+            active, start, count, px, py, cx, cy, dx, dy = _pick((active, start, count, px, py, cx, cy, dx, dy), left)
+        if boundary is not None:
+            flat &= ~boundary
 
     def _locate_beyond(self, words: Tensor, scene: Tensor, x: Tensor, y: Tensor, beyond: Tensor) -> None:
         """Fill in, in place, the points (M,) that lie beyond the grid of their scene, by testing all of its edges."""
@@ -249,25 +252,32 @@ class PolygonBatch:
             near &= (x >= torch.minimum(ax, bx).min()) & (x <= torch.maximum(ax, bx).max())
             near &= (y >= torch.minimum(ay, by).min()) & (y <= torch.maximum(ay, by).max())
             for part in torch.nonzero(near).squeeze(1).split(max(1, _SLOW_CHUNK // (last - first))):
-                words[:, part] = self._locate_slowly(x[part, None], y[part, None], first, last)
+                words[:, part] = self._locate_slowly(x[part], y[part], first, last)
 
     def _locate_slowly(self, px: Tensor, py: Tensor, first: int, last: int) -> Tensor:
-        """Points (Q, 1) against edges [first, last): words (W, Q)."""
-        ax, ay, bx, by = self.edges[:, first:last]
+        """Points (Q,) against edges [first, last), by rays towards +x: words (W, Q)."""
+        ay, by = self.edges[1, first:last], self.edges[3, first:last]
+        point, edge = torch.nonzero((py[:, None] - ay) * (py[:, None] - by) <= 0.0, as_tuple=True)
+        count, edge = len(px), edge + first
+        px, py = px[point], py[point]
+        ax, ay, bx, by = self.edges[:, edge]
         side = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
         crosses = ((ay > py) != (by > py)) & ((side > 0.0) == (by > ay))
-        touches = (side == 0.0) & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0)
-        # Edges are grouped by polygon: running counts at the ends of the groups tell each group's own count.
-        word, bit = self.edge_word[first:last], self.edge_bit[first:last]
-        ends = torch.nonzero((bit[1:] != bit[:-1]) | (word[1:] != word[:-1])).squeeze(1)
-        ends = torch.cat([ends, ends.new_full((1,), last - first - 1)])
-        zero = torch.zeros(len(px), 1, dtype=torch.int64, device=px.device)
-        crossings, contacts = (
-            torch.diff(flags.cumsum(dim=1)[:, ends], prepend=zero, dim=1) for flags in (crosses, touches)
-        )
-        inside = torch.where((crossings % 2 == 1) & (contacts == 0), bit[ends], 0)
-        words = torch.zeros(len(px), len(self.base), dtype=torch.int64, device=px.device)
-        return words.index_add_(1, word[ends], inside).T
+        touches = (side == 0.0) & ((px - ax) * (px - bx) <= 0.0)
+
+        slots = len(self.base) * BITS
+        place = point * slots + self.edge_polygon[edge]
+        counts = torch.zeros(2, count, slots, dtype=torch.int64, device=px.device)
+        crossings, contacts = counts
+        crossings.view(-1).index_add_(0, place, crosses.long())
+        contacts.view(-1).index_add_(0, place, touches.long())
+        inside = ((crossings % 2 == 1) & (contacts == 0)).long().unflatten(1, (-1, BITS))
+        return (inside << torch.arange(BITS, device=px.device)).sum(dim=-1).T
+
+
+def _pick(columns: tuple[Tensor, ...], index: Tensor) -> list[Tensor]:
+    """The same elements of several vectors (much faster on a CPU than indexing a matrix)."""
+    return [torch.index_select(column, 0, index) for column in columns]
 
 
 def contains_any(words: Tensor, mask: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ kinematic bicycle that a linear-quadratic tracker steers along it, at 10 Hz over
 
 1. `interpolate_trajectory`: the planner's poses (2 Hz, ego frame) as global poses at 10 Hz;
 2. `speed_profile`, `curvature_profile`: regularised least squares through those poses;
-3. `_track`: acceleration and steering-rate command of the tracker, one step ahead;
-4. `_move`: rear-axle kinematic bicycle with actuator lag.
+3. `_follow_speed`: the tracker's acceleration command and the bicycle's speed, step by step;
+4. `_steering_gains`, `_follow_path`: the tracker's steering-rate command and the bicycle's path, step by step.
 
 Everything is float64 and batched over any leading dimensions; the only loops run over time. Rows do not influence each
 other. Poses are x [m], y [m], heading [rad]; states have the columns of `StateIndex`.
@@ -15,6 +15,7 @@ other. Poses are x [m], y [m], heading [rad]; states have the columns of `StateI
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -130,22 +131,26 @@ def simulate(initial_state: ArrayLike, poses: ArrayLike) -> Tensor:
         raise ValueError(f"poses: expected (..., {STEPS + 1}, 3), got {tuple(poses.shape)}")
     shape = torch.broadcast_shapes(initial_state.shape[:-1], poses.shape[:-2])
     # Rows last: each quantity of a step is then one contiguous vector.
-    state = initial_state.expand(*shape, StateIndex.SIZE).reshape(-1, StateIndex.SIZE).T.contiguous()
+    initial = initial_state.expand(*shape, StateIndex.SIZE).reshape(-1, StateIndex.SIZE).T  # (11, B)
     target = poses.expand(*shape, -1, -1).reshape(-1, STEPS + 1, 3).permute(2, 1, 0).contiguous()  # (3, 41, B)
 
-    speed = speed_profile(target)
-    preview = _curvature_moments(curvature_profile(target, speed))
-    reference_speed = speed[torch.arange(STEPS).add(HORIZON).clamp(max=STEPS - 1)]
-    cosines, sines = torch.cos(target[2]), torch.sin(target[2])
+    # Speed does not depend on steering: it is rolled out first, and all that it determines is computed for all steps.
+    planned_speed = speed_profile(target)
+    speed, acceleration, command, stopping = _follow_speed(initial, planned_speed)
+    gains = _steering_gains(speed[:-1], command, curvature_profile(target, planned_speed), stopping)
+    x, y, heading, steering, steering_rate = _follow_path(initial, target, speed[:-1] * DT, gains)
 
-    states = [state]
-    for t in range(STEPS):
-        lateral = -(state[0] - target[0, t]) * sines[t] + (state[1] - target[1, t]) * cosines[t]
-        yaw_error = wrap_angle(state[2] - target[2, t])
-        command = _track(state, lateral, yaw_error, reference_speed[t], preview[:, t])
-        state = _move(state, *command)
-        states.append(state)
-    return torch.stack(states).permute(2, 0, 1).reshape(*shape, STEPS + 1, StateIndex.SIZE)
+    yaw_rate = speed * torch.tan(steering) / Vehicle.WHEEL_BASE
+    yaw_rate[0] = initial[StateIndex.YAW_RATE]
+    columns = initial.expand(STEPS + 1, -1, -1).clone()  # (41, 11, B); state 0 is the initial one
+    columns[1:] = 0.0  # no lateral motion in the vehicle's frame
+    columns[1:, StateIndex.X], columns[1:, StateIndex.Y] = x[1:], y[1:]
+    columns[1:, StateIndex.HEADING] = principal_angle(heading[1:])
+    columns[1:, StateIndex.VX], columns[1:, StateIndex.AX] = speed[1:], acceleration[1:]
+    columns[1:, StateIndex.STEERING], columns[1:, StateIndex.STEERING_RATE] = steering[1:], steering_rate
+    columns[1:, StateIndex.YAW_RATE] = yaw_rate[1:]
+    columns[1:, StateIndex.YAW_ACCELERATION] = torch.diff(yaw_rate, dim=0) / DT
+    return columns.permute(2, 0, 1).reshape(*shape, STEPS + 1, StateIndex.SIZE)
 
 
 def speed_profile(target: Tensor) -> Tensor:
@@ -196,6 +201,28 @@ def curvature_profile(target: Tensor, speed: Tensor) -> Tensor:
     return torch.stack(curvature[::-1])
 
 
+def _follow_speed(initial: Tensor, planned_speed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Longitudinal half of tracker and bicycle.
+
+    initial: (11, B);  planned_speed: (40, B), looked at one second ahead
+    Returns speed and acceleration (41, B), commanded acceleration (40, B), and where the tracker is stopping (40, B).
+    """
+    reference = planned_speed[torch.arange(HORIZON, STEPS + HORIZON).clamp(max=STEPS - 1)]
+    stopping_gain, speed_gain = initial.new_tensor([STOPPING_GAIN, SPEED_GAIN])  # bare numbers would be float32
+    speed, acceleration = initial[StateIndex.VX], initial[StateIndex.AX]
+    speeds, accelerations, commands, stops = [speed], [acceleration], [], []
+    for wanted, may_stop in zip(reference, reference <= STOPPING_SPEED, strict=True):
+        stopping = may_stop & (speed <= STOPPING_SPEED)
+        command = (wanted - speed) * torch.where(stopping, stopping_gain, speed_gain)
+        acceleration = torch.lerp(acceleration, command, DT / (DT + ACCELERATION_LAG))
+        speed = torch.add(speed, acceleration, alpha=DT)
+        speeds.append(speed)
+        accelerations.append(acceleration)
+        commands.append(command)
+        stops.append(stopping)
+    return torch.stack(speeds), torch.stack(accelerations), torch.stack(commands), torch.stack(stops)
+
+
 # The tracker rolls lateral error e, yaw error psi and steering delta over the horizon with speeds v_j = v + j*dt*a:
 #   e += v_j dt psi;  psi += v_j dt (delta / wheel base - K_j);  delta += dt u
 # Summed up, everything is polynomial in p = v*dt and q = a*dt^2 (v_j dt = p + j q), with these constants:
@@ -217,50 +244,73 @@ def _moment_operator() -> Tensor:
     return torch.from_numpy(operator)
 
 
-def _curvature_moments(curvature: Tensor) -> Tensor:
-    return torch.matmul(_moment_operator().to(curvature.device), curvature)  # (5, 40, B)
+class _SteeringGains(NamedTuple):
+    """What the linear-quadratic tracker does with its errors at each step, (40, B) each.
+
+    Over the horizon, with no steering rate, yaw error and lateral error become
+        yaw_end = yaw + steering * yaw_by_steering - turn
+        lateral_end = lateral + yaw * distance + steering * lateral_by_steering - bend
+    and the steering rate is  lateral_end * on_lateral + yaw_end * on_yaw.
+    """
+
+    distance: Tensor
+    yaw_by_steering: Tensor
+    lateral_by_steering: Tensor
+    turn: Tensor
+    bend: Tensor
+    on_lateral: Tensor
+    on_yaw: Tensor
 
 
-def _track(state: Tensor, lateral: Tensor, yaw_error: Tensor, reference_speed: Tensor, moments: Tensor):
-    """Commanded acceleration [m/s²] and steering rate [rad/s], each (B,), of the linear-quadratic tracker."""
-    speed, steering = state[StateIndex.VX], state[StateIndex.STEERING]
-    stopping = (reference_speed <= STOPPING_SPEED) & (speed <= STOPPING_SPEED)
-    error = speed - reference_speed
-    acceleration = torch.where(stopping, -STOPPING_GAIN * error, -SPEED_GAIN * error)
-
+def _steering_gains(speed: Tensor, acceleration: Tensor, curvature: Tensor, stopping: Tensor) -> _SteeringGains:
+    """From speed, commanded acceleration, path curvature and where the tracker is stopping (no steering), (40, B)."""
     p, q = speed * DT, acceleration * DT**2
     pp, pq, qq = p * p, p * q, q * q
+    ones, linear, m_pp, m_pq, m_qq = torch.matmul(_moment_operator().to(curvature.device), curvature)
     distance = HORIZON * p + _SUM_J * q
     base = Vehicle.WHEEL_BASE
-    lateral_by_steering = (_PP.sum() * pp + _PQ.sum() * pq + _QQ.sum() * qq) / base
-    lateral_by_rate = (DT / base) * ((_J @ _PP) * pp + (_J @ _PQ) * pq + (_J @ _QQ) * qq)
+    lateral_by_rate = (DT / base) * (float(_J @ _PP) * pp + float(_J @ _PQ) * pq + float(_J @ _QQ) * qq)
     yaw_by_rate = (DT / base) * (_SUM_J * p + _SUM_JJ * q)
-    ones, linear, m_pp, m_pq, m_qq = moments
-
-    final_lateral = (
-        lateral + yaw_error * distance + steering * lateral_by_steering - (pp * m_pp + pq * m_pq + qq * m_qq)
+    # u = -(B'QB + 1)^-1 B'Q x_end, with weights 1, 10, 0 on lateral error, yaw error and steering.
+    factor = torch.where(stopping, 0.0, -1.0 / (lateral_by_rate**2 + HEADING_WEIGHT * yaw_by_rate**2 + 1.0))
+    return _SteeringGains(
+        distance=distance,
+        yaw_by_steering=distance / base,
+        lateral_by_steering=(float(_PP.sum()) * pp + float(_PQ.sum()) * pq + float(_QQ.sum()) * qq) / base,
+        turn=p * ones + q * linear,
+        bend=pp * m_pp + pq * m_pq + qq * m_qq,
+        on_lateral=lateral_by_rate * factor,
+        on_yaw=HEADING_WEIGHT * yaw_by_rate * factor,
     )
-    final_yaw = wrap_angle(yaw_error + steering * distance / base - (p * ones + q * linear))
-    # B'QB + 1 with weights 1, 10, 0 on lateral error, yaw error and steering.
-    normal = lateral_by_rate**2 + HEADING_WEIGHT * yaw_by_rate**2 + 1.0
-    rate = -(lateral_by_rate * final_lateral + HEADING_WEIGHT * yaw_by_rate * final_yaw) / normal
-    return acceleration, torch.where(stopping, torch.zeros_like(rate), rate)
 
 
-def _move(state: Tensor, acceleration: Tensor, steering_rate: Tensor) -> Tensor:
-    """One step of the rear-axle kinematic bicycle: state (11, B) and commands (B,) → next state (11, B)."""
-    x, y, heading, vx, _, ax, _, steering, _, yaw_rate, _ = state
-    ax = ax + DT / (DT + ACCELERATION_LAG) * (acceleration - ax)
-    rate = DT / (DT + STEERING_LAG) * steering_rate
-    x = x + DT * vx * torch.cos(heading)
-    y = y + DT * vx * torch.sin(heading)
-    heading = principal_angle(heading + DT * vx * torch.tan(steering) / Vehicle.WHEEL_BASE)
-    vx = vx + DT * ax
-    steering = torch.clamp(steering + DT * rate, -MAX_STEERING, MAX_STEERING)
-    next_yaw_rate = vx * torch.tan(steering) / Vehicle.WHEEL_BASE
-    zero = torch.zeros_like(x)
-    columns = [x, y, heading, vx, zero, ax, zero, steering, rate, next_yaw_rate, (next_yaw_rate - yaw_rate) / DT]
-    return torch.stack(columns)
+def _follow_path(initial: Tensor, target: Tensor, distance: Tensor, gains: _SteeringGains) -> tuple[Tensor, ...]:
+    """Lateral half of tracker and bicycle.
+
+    initial: (11, B);  target: (3, 41, B) poses;  distance: (40, B) driven in each step [m]
+    Returns x, y, heading (not wrapped), steering (41, B) and steering rate (40, B).
+    """
+    path = (*target, torch.cos(target[2]), torch.sin(target[2]))
+    x, y, heading, steering = initial[[StateIndex.X, StateIndex.Y, StateIndex.HEADING, StateIndex.STEERING]]
+    track, rates = [(x, y, heading, steering)], []
+    steps = zip(
+        zip(*path, strict=True), zip(*gains, strict=True), distance, distance / Vehicle.WHEEL_BASE, strict=False
+    )
+    for (target_x, target_y, target_heading, cos, sin), gain, length, arc in steps:
+        on_distance, yaw_by_steering, lateral_by_steering, turn, bend, on_lateral, on_yaw = gain
+        lateral = (y - target_y) * cos - (x - target_x) * sin
+        yaw = principal_angle(heading - target_heading)
+        lateral_end = lateral + yaw * on_distance + steering * lateral_by_steering - bend
+        yaw_end = principal_angle(yaw + steering * yaw_by_steering - turn)
+        rate = (lateral_end * on_lateral + yaw_end * on_yaw) * (DT / (DT + STEERING_LAG))
+
+        x = torch.addcmul(x, length, torch.cos(heading))
+        y = torch.addcmul(y, length, torch.sin(heading))
+        heading = torch.addcmul(heading, arc, torch.tan(steering))
+        steering = torch.add(steering, rate, alpha=DT).clamp(-MAX_STEERING, MAX_STEERING)
+        track.append((x, y, heading, steering))
+        rates.append(rate)
+    return *(torch.stack(column) for column in zip(*track, strict=True)), torch.stack(rates)
 
 
 def _float64(values: ArrayLike) -> Tensor:

@@ -58,11 +58,11 @@ def test_interpolated_poses_and_states_equal_the_reference() -> None:
             (simulate(initial, debug["proposal_poses"]), debug["proposal_simulated"]),
         ):
             columns = np.arange(StateIndex.SIZE) != StateIndex.HEADING
-            np.testing.assert_allclose(states.numpy()[..., columns], expected[..., columns], atol=1e-7)
+            np.testing.assert_allclose(states.numpy()[..., columns], expected[..., columns], rtol=0, atol=1e-7)
             assert angle_error(states.numpy()[..., 2], expected[..., 2]) < 1e-7
         columns = [StateIndex.X, StateIndex.Y, StateIndex.VX, StateIndex.YAW_ACCELERATION]
         last = simulate(initial, sampled).numpy()[:, -1, columns]
-        np.testing.assert_allclose(last, final[scene.row][:, columns], atol=1e-7)
+        np.testing.assert_allclose(last, final[scene.row][:, columns], rtol=0, atol=1e-7)
 
 
 def test_sample_times_are_truncated_to_microseconds_and_may_come_early() -> None:
