@@ -22,12 +22,11 @@ _ABSENT = 1e30
 class Footprints:
     """Ego boxes of simulated states, each field (S, P, T): scenes, proposals, time. Metres, radians, m/s.
 
-    x, y: rear axle;  heading, cos, sin: direction;  speed: hypot(vx, vy);  center_x, center_y: middle of the box.
+    x, y: rear axle;  cos, sin: of the heading;  speed: hypot(vx, vy);  center_x, center_y: middle of the box.
     """
 
     x: Tensor
     y: Tensor
-    heading: Tensor
     cos: Tensor
     sin: Tensor
     speed: Tensor
@@ -40,7 +39,7 @@ class Footprints:
         x, y, heading, vx, vy = (states[..., i].contiguous() for i in range(StateIndex.VY + 1))
         cos, sin = torch.cos(heading), torch.sin(heading)
         reach = Vehicle.REAR_AXLE_TO_CENTER
-        return Footprints(x, y, heading, cos, sin, torch.hypot(vx, vy), x + reach * cos, y + reach * sin)
+        return Footprints(x, y, cos, sin, torch.hypot(vx, vy), x + reach * cos, y + reach * sin)
 
     def corners(self) -> tuple[Tensor, Tensor]:
         """x and y, each (S, 4, P, T): front-left, rear-left, rear-right, front-right."""

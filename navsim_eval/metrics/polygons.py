@@ -38,7 +38,6 @@ class PolygonGrid:
     cell_edges:  (I,) int32 2 * edge + (1 if the cell's centre lies to the left of the edge)
     edges:       (E, 4) float64 x, y of both ends, in the order of the polygons
     edge_polygon: (E,) int32
-    count:       P
     """
 
     corner: np.ndarray
@@ -48,7 +47,6 @@ class PolygonGrid:
     cell_edges: np.ndarray
     edges: np.ndarray
     edge_polygon: np.ndarray
-    count: int
 
     def words(self, chosen: np.ndarray) -> np.ndarray:
         """(W,) int64 words with the bits of the polygons `chosen` by index."""
@@ -74,7 +72,7 @@ def build_grid(polygons: np.ndarray, origin: np.ndarray, reach: float) -> Polygo
     start = np.zeros(side * side + 1, np.int32)
     np.cumsum(np.bincount(cells, minlength=side * side), out=start[1:])
     cell_edges = (2 * edge_ids + left).astype(np.int32)
-    return PolygonGrid(corner, side, base, start, cell_edges, edges, owner, len(polygons))
+    return PolygonGrid(corner, side, base, start, cell_edges, edges, owner)
 
 
 def polygon_edges(polygons: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
