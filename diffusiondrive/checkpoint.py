@@ -59,6 +59,8 @@ def save_planner(
     metrics: JSON-able numbers for metrics.json and the model card; origin: a sentence on where the weights come from.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, but a checkpoint is a folder; choose another name")
     save_weights(planner, folder / WEIGHTS_FILE)
     atomic_write(folder / CONFIG_FILE, config_text(planner.config))
     if metrics is not None:

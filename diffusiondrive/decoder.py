@@ -27,6 +27,7 @@ from diffusiondrive.space import TrajectorySpace
 from navsim_eval.errors import UserError
 
 POSE = 3  # x, y, heading
+POINTS, ANCHORS = "points", "anchors"
 NEGATIVE_PRIOR = math.log(99.0)  # a mode starts with a 1 % chance of being the right one
 
 
@@ -36,6 +37,8 @@ class DecoderConfig:
 
     layers: cascade layers, separate weights; heads: of the agent attention; hidden: of the feed-forward block
     point_dims: sine features of each coordinate of each point (even); dropout: in look-ups and attentions
+    base: what the first layer's correction is added to: the noisy `points` (published), so that the network must learn
+        to subtract the noise exactly, or the mode's clean `anchors`, which learns smooth plans in far fewer steps
     """
 
     layers: int = 2
@@ -43,8 +46,11 @@ class DecoderConfig:
     hidden: int = 1024
     point_dims: int = 32
     dropout: float = 0.1
+    base: str = POINTS
 
     def __post_init__(self) -> None:
+        if self.base not in (POINTS, ANCHORS):
+            raise UserError(f"decoder.base: '{self.base}' is neither {POINTS} nor {ANCHORS}")
         if self.layers < 1:
             raise UserError(f"decoder.layers: {self.layers} must be at least 1")
         if self.point_dims % 2 or self.point_dims < 2:
@@ -78,13 +84,21 @@ class LayerCache:
     ego: Tensor
 
 
+@dataclass(frozen=True)
+class SceneCache:
+    """What no pass changes: an entry for each cascade layer, and the anchors (M, T, 2) [m] if they are the base."""
+
+    layers: tuple[LayerCache, ...]
+    anchors: Tensor | None
+
+
 class CascadeDecoder(nn.Module):
     """The denoiser: `prepare` once a scene, `denoise` once a pass."""
 
     def __init__(self, space: TrajectorySpace, width: int, poses: int, range_m: float, config: DecoderConfig):
         super().__init__()
         self.space = space
-        self.width, self.point_dims = width, config.point_dims
+        self.width, self.point_dims, self.base = width, config.point_dims, config.base
         self.point_encoder = nn.Sequential(
             nn.Linear(poses * 2 * config.point_dims, width), nn.ReLU(), nn.LayerNorm(width), nn.Linear(width, width)
         )
@@ -93,11 +107,12 @@ class CascadeDecoder(nn.Module):
         # Copies, not fresh draws: all layers of the published planner start from identical weights.
         self.layers = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(config.layers - 1))])
 
-    def prepare(self, context: SceneContext) -> tuple[LayerCache, ...]:
-        """Everything about the scene that no pass changes, one entry a layer."""
-        return tuple(layer.prepare(context) for layer in self.layers)
+    def prepare(self, context: SceneContext, anchors: Tensor) -> SceneCache:
+        """Everything that no pass changes. anchors: (M, T, 2) of the modes that will be decoded, metres."""
+        layers = tuple(layer.prepare(context) for layer in self.layers)
+        return SceneCache(layers, anchors if self.base == ANCHORS else None)
 
-    def denoise(self, sample: Tensor, label: Tensor, cache: tuple[LayerCache, ...]) -> Denoised:
+    def denoise(self, sample: Tensor, label: Tensor, cache: SceneCache) -> Denoised:
         """One pass.
 
         sample: (B, M, T, 2) normalised, clamped here to [-1, 1]. label: (B,) or (1,) level that the network is told.
@@ -107,12 +122,12 @@ class CascadeDecoder(nn.Module):
         time = self.time_encoder(time_embedding(label, self.width))[:, None]  # (B or 1, 1, D)
         poses: list[Tensor] = []
         logits: list[Tensor] = []
-        looked_at = points
-        for layer, scene in zip(self.layers, cache, strict=True):
-            pose, logit = layer(query, looked_at, time, scene)
+        looked_at, base = points, points if cache.anchors is None else cache.anchors
+        for layer, scene in zip(self.layers, cache.layers, strict=True):
+            pose, logit = layer(query, looked_at, base, time, scene)
             poses.append(pose)
             logits.append(logit)
-            looked_at = pose[..., :2].detach()
+            looked_at = base = pose[..., :2].detach()
         return Denoised(points, tuple(poses), tuple(logits))
 
 
@@ -151,8 +166,13 @@ class CascadeLayer(nn.Module):
             ego=self.ego.attend_single(context.ego),
         )
 
-    def forward(self, query: Tensor, points: Tensor, time: Tensor, scene: LayerCache) -> tuple[Tensor, Tensor]:
-        """query (B, M, D), points (B, M, T, 2) [m], time (B or 1, 1, D) -> poses (B, M, T, 3), logits (B, M)."""
+    def forward(
+        self, query: Tensor, points: Tensor, base: Tensor, time: Tensor, scene: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """Look at the scene along `points` (B, M, T, 2) and correct `base`, broadcastable to the same shape [m].
+
+        query (B, M, D), time (B or 1, 1, D) -> poses (B, M, T, 3), logits (B, M).
+        """
         x = self.lookup(query, points, scene.value_map)
         x = self.agents_norm(x + self.agents_dropout(self.agents(x, scene.agent_keys, scene.agent_values)))
         x = self.ego_norm(x + self.ego_dropout(scene.ego.expand_as(x)))
@@ -160,7 +180,7 @@ class CascadeLayer(nn.Module):
         x = self.time(x, time)
         # Points keep their precision under autocast: half precision would round them to 3 cm beyond 32 m.
         raw = self.regression(x).to(points.dtype).unflatten(-1, (self.poses, POSE))  # (B, M, T, 3)
-        poses = torch.cat([points + raw[..., :2], math.pi * raw[..., 2:].tanh()], dim=-1)
+        poses = torch.cat([base + raw[..., :2], math.pi * raw[..., 2:].tanh()], dim=-1)
         return poses, self.classification(x).squeeze(-1)
 
 

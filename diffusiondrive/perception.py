@@ -31,6 +31,8 @@ class PerceptionConfig:
     agents: number of agent queries
     decoder_layers, heads, hidden: of the query decoder; agent_hidden: of the agent head's MLP
     semantic_classes, semantic_size: of the semantic map, rows ahead of the ego × columns
+    status_to_ego: also add the status token to the ego query (published: it is one of 65 tokens, and the query decoder
+        must first learn to find it)
     """
 
     range_m: float = 32.0
@@ -42,6 +44,7 @@ class PerceptionConfig:
     agent_hidden: int = 1024
     semantic_classes: int = 7
     semantic_size: tuple[int, int] = (128, 256)
+    status_to_ego: bool = False
 
     def __post_init__(self) -> None:
         self.semantic_size = tuple(self.semantic_size)
@@ -92,7 +95,7 @@ class Perception(nn.Module):
     ):
         super().__init__()
         self.backbone = backbone
-        self.coarse_size = coarse_size
+        self.coarse_size, self.status_to_ego = coarse_size, config.status_to_ego
         cells = coarse_size[0] * coarse_size[1]
         self.token_projection = nn.Conv2d(backbone.coarse_channels, width, 1)
         self.status_projection = nn.Linear(config.status_size, width)
@@ -107,7 +110,8 @@ class Perception(nn.Module):
         coarse, neck = self.backbone(camera, lidar)
         tokens = self.tokens(coarse, status)
         queries = self.query_decoder(self.queries.expand(len(tokens), -1, -1), tokens)
-        return SceneContext(map=self.planning_map(tokens, neck), agents=queries[:, 1:], ego=queries[:, :1], neck=neck)
+        ego = queries[:, :1] + tokens[:, -1:] if self.status_to_ego else queries[:, :1]
+        return SceneContext(map=self.planning_map(tokens, neck), agents=queries[:, 1:], ego=ego, neck=neck)
 
     def tokens(self, coarse: Tensor, status: Tensor) -> Tensor:
         """Coarse cells row by row, then the status: (B, cells + 1, D), learned positions added."""

@@ -133,6 +133,8 @@ class DiffusionDrive(nn.Module):
         self.selector = LogitSelector()
         noise = scene_noise([DEFAULT_NOISE_TOKEN], DEFAULT_NOISE_SEED, self.noise_shape)
         self.register_buffer("default_noise", noise.to(torch.get_default_device()), persistent=False)
+        if config.backbone.channels_last:
+            self.to(memory_format=torch.channels_last)
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -176,14 +178,15 @@ class DiffusionDrive(nn.Module):
     def propose(self, context: SceneContext, noise: Tensor, complete: bool = False) -> Chain:
         """All passes of the schedule from noise (B, M, T, 2); see `sampler.sample`."""
         start = self.initial.start(noise, self.schedule)
-        return sample(start, self.decoder, self.decoder.prepare(context), self.schedule, self.kernel, complete)
+        cache = self.decoder.prepare(context, self.initial.anchors)
+        return sample(start, self.decoder, cache, self.schedule, self.kernel, complete)
 
     def training_outputs(self, features: Mapping[str, Tensor], noise: Tensor, timesteps: Tensor) -> TrainingOutputs:
         """One pass at levels `timesteps` (B,) int64 from anchors with `noise` (B, M, T, 2): what the loss reads."""
         context = self.perceive(features)
         anchors = self.initial.anchors
         noisy = self.schedule.add_noise(self.space.normalise(anchors), noise.to(anchors), timesteps)
-        denoised = self.decoder.denoise(noisy, timesteps, self.decoder.prepare(context))
+        denoised = self.decoder.denoise(noisy, timesteps, self.decoder.prepare(context, anchors))
         return TrainingOutputs(
             poses=denoised.poses,
             logits=denoised.logits,

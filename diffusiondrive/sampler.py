@@ -1,7 +1,7 @@
 """From a start to proposals: the loop of denoising passes, in exchangeable parts.
 
     InitialDistribution.start(batch noise)        -> sample (B, M, T, 2), normalised
-    Denoiser.prepare(context), .denoise(…)        -> Denoised                       (decoder.py)
+    Denoiser.prepare(context, …), .denoise(…)     -> Denoised                       (decoder.py)
     Kernel.step(sample, clean, label, next_label) -> sample at the next level
     Selector.select(poses, logits)                -> chosen mode (B,)
 
@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusiondrive.decoder import Denoised, LayerCache
+from diffusiondrive.decoder import Denoised, SceneCache
 from diffusiondrive.perception import SceneContext
 from diffusiondrive.schedule import Schedule
 from diffusiondrive.space import TrajectorySpace
@@ -34,10 +34,10 @@ class Denoiser(Protocol):
 
     space: TrajectorySpace
 
-    def prepare(self, context: SceneContext) -> tuple[LayerCache, ...]:
+    def prepare(self, context: SceneContext, anchors: Tensor) -> SceneCache:
         """What no pass changes."""
 
-    def denoise(self, sample: Tensor, label: Tensor, cache: tuple[LayerCache, ...]) -> Denoised:
+    def denoise(self, sample: Tensor, label: Tensor, cache: SceneCache) -> Denoised:
         """One pass at level `label`."""
 
 
@@ -106,7 +106,7 @@ class Chain:
 def sample(
     start: Tensor,
     denoiser: Denoiser,
-    cache: tuple[LayerCache, ...],
+    cache: SceneCache,
     schedule: Schedule,
     kernel: Kernel,
     complete: bool = False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffusiondrive.backbone import NO_WEIGHTS, BackboneConfig
-from diffusiondrive.decoder import DecoderConfig
+from diffusiondrive.decoder import ANCHORS, DecoderConfig
 from diffusiondrive.perception import PerceptionConfig
 from diffusiondrive.planner import PlannerConfig
 from navsim_eval.errors import UserError
@@ -41,8 +41,10 @@ def city_nano() -> PlannerConfig:
             map_size=(32, 32),
             channels_last=True,
         ),
-        perception=PerceptionConfig(decoder_layers=2, heads=4, hidden=256, agent_hidden=256, semantic_size=(64, 128)),
-        decoder=DecoderConfig(heads=4, hidden=256),
+        perception=PerceptionConfig(
+            decoder_layers=2, heads=4, hidden=256, agent_hidden=256, semantic_size=(64, 128), status_to_ego=True
+        ),
+        decoder=DecoderConfig(heads=4, hidden=256, base=ANCHORS),
     )
 
 

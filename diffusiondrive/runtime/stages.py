@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusiondrive.decoder import CascadeDecoder, Denoised
+from diffusiondrive.decoder import CascadeDecoder, Denoised, SceneCache
 from diffusiondrive.features import CAMERAS, FeatureConfig, camera_feature, lidar_feature, status_feature, to_float
 from diffusiondrive.planner import DiffusionDrive, choose
 from diffusiondrive.sampler import sample
@@ -90,7 +90,7 @@ def planner_stages(
     clock.stop("transfer")
     context = planner.perceive(inputs)
     clock.stop("backbone")
-    cache = planner.decoder.prepare(context)
+    cache = planner.decoder.prepare(context, planner.initial.anchors)
     current = planner.initial.start(noise, planner.schedule)
     clock.stop("prepare")
     timed = _TimedDenoiser(planner.decoder, clock)
@@ -108,7 +108,7 @@ class _TimedDenoiser:
         self.decoder, self.clock, self.space = decoder, clock, decoder.space
         self.passes = 0
 
-    def denoise(self, current: Tensor, label: Tensor, cache: tuple) -> Denoised:
+    def denoise(self, current: Tensor, label: Tensor, cache: SceneCache) -> Denoised:
         denoised = self.decoder.denoise(current, label, cache)
         self.passes += 1
         self.clock.stop(f"pass {self.passes}")

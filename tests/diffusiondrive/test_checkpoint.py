@@ -251,6 +251,7 @@ def test_import_tool_refuses_in_one_line(planner, tmp_path, capsys) -> None:
         "source is not set": [],
         "no such file": ["source=nowhere.ckpt", "out=x"],
         "half.ckpt": [f"source={half}", "out=x"],
+        "official.ckpt is a file": [f"source={source}", f"out={source}", "model=tiny"],
         "does not account for every entry": [f"source={source}", f"out={tmp_path / 'x'}", "model=city_nano"],
         "did you mean 'model.width'": ["model.widht=3"],
     }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import diffusiondrive as package
 from diffusiondrive.backbone import BackboneConfig, FusionBackbone, load_image_weights
-from diffusiondrive.decoder import DecoderConfig, point_embedding, time_embedding
+from diffusiondrive.decoder import ANCHORS, POINTS, DecoderConfig, point_embedding, time_embedding
 from diffusiondrive.losses import planner_loss
 from diffusiondrive.noise import scene_noise, training_draw
 from diffusiondrive.perception import PerceptionConfig, SceneContext
@@ -166,12 +166,17 @@ def test_permuting_the_modes_permutes_the_proposals(order) -> None:
     torch.testing.assert_close(mixed.trajectory, plan.trajectory, atol=1e-5, rtol=0)
 
 
-def test_decoding_some_modes_equals_some_of_decoding_all(planner) -> None:
+@pytest.mark.parametrize("base", [POINTS, ANCHORS])
+def test_decoding_some_modes_equals_some_of_decoding_all(base) -> None:
+    config = tiny()
+    config.decoder.base = base
+    planner = make_planner(config)
+    decoder, anchors = planner.decoder, planner.initial.anchors
     with torch.no_grad():
-        cache = planner.decoder.prepare(planner.perceive(make_features(planner.config, 2)))
+        context = planner.perceive(make_features(config, 2))
         sample, label = torch.randn(2, 6, 8, 2), torch.tensor([10])
-        everything = planner.decoder.denoise(sample, label, cache)
-        some = planner.decoder.denoise(sample[:, [4, 1]], label, cache)
+        everything = decoder.denoise(sample, label, decoder.prepare(context, anchors))
+        some = decoder.denoise(sample[:, [4, 1]], label, decoder.prepare(context, anchors[[4, 1]]))
     torch.testing.assert_close(some.poses[-1], everything.poses[-1][:, [4, 1]], atol=1e-5, rtol=0)
     torch.testing.assert_close(some.logits[-1], everything.logits[-1][:, [4, 1]], atol=1e-5, rtol=0)
 
@@ -199,6 +204,34 @@ def test_same_input_same_plan_and_chance_only_through_arguments(planner) -> None
         seeded = [planner(features, generator=torch.Generator().manual_seed(s)).candidates for s in (1, 1, 2)]
     assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
     assert not torch.equal(seeded[0], first.candidates)
+
+
+@pytest.mark.parametrize("base", [POINTS, ANCHORS])
+def test_correction_is_added_to_its_base(base) -> None:
+    """With silent regression heads the plan is the base itself: the noisy points, or the clean anchors."""
+    config = tiny()
+    config.decoder.base = base
+    planner = make_planner(config)
+    for layer in planner.decoder.layers:
+        nn.init.zeros_(layer.regression[-1].weight)
+        nn.init.zeros_(layer.regression[-1].bias)
+    with torch.no_grad():
+        chain = planner.propose(planner.perceive(make_features(config, 1)), planner.default_noise)
+    expected = chain.passes[0].points if base == POINTS else planner.initial.anchors[None]
+    torch.testing.assert_close(chain.passes[0].poses[-1][..., :2], expected, atol=1e-5, rtol=0)
+
+
+def test_status_reaches_the_ego_query_directly_where_asked(planner) -> None:
+    config = tiny()
+    config.perception.status_to_ego = True
+    other = DiffusionDrive(config, planner.initial.anchors).eval()
+    other.load_state_dict(planner.state_dict())  # no parameters of its own
+    features = make_features(config, 2)
+    with torch.no_grad():
+        plain, direct = planner.perceive(features), other.perceive(features)
+        token = planner.perception.status_projection(features["status_feature"]) + planner.perception.positions[-1]
+    torch.testing.assert_close(direct.ego - plain.ego, token[:, None], atol=1e-5, rtol=0)
+    assert torch.equal(direct.agents, plain.agents)
 
 
 def test_auxiliary_outputs_can_be_skipped_without_changing_the_plan(planner) -> None:
@@ -261,6 +294,58 @@ def test_every_trainable_parameter_gets_a_gradient() -> None:
     planner_loss(outputs, targets)["loss"].backward()
     without = [name for name, p in planner.named_parameters() if p.grad is None]
     assert without == ["initial.anchors"]
+
+
+def test_planning_never_looks_at_its_data(planner) -> None:
+    """Tracing without values succeeds, so no branch and no shape depends on a tensor: nothing waits for the device."""
+
+    class Positional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.planner = planner
+
+        def forward(self, camera: Tensor, lidar: Tensor, status: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+            names = ("camera_feature", "lidar_feature", "status_feature")
+            plan = self.planner(dict(zip(names, (camera, lidar, status), strict=True)), noise)
+            return plan.trajectory, plan.candidates, plan.logits, plan.agents.states, plan.bev_semantic_map
+
+    arguments = (*make_features(planner.config, 2).values(), scene_noise(["a", "b"], 0, planner.noise_shape))
+    with torch.no_grad():
+        traced = torch.export.export(Positional(), arguments, strict=False).module()
+        for ours, theirs in zip(traced(*arguments), Positional()(*arguments), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_few_steps_fit_a_handful_of_scenes() -> None:
+    """The parts learn together: speed in the status decides how far the human drives."""
+    torch.manual_seed(0)
+    config, batch = tiny(), 8
+    config.width, config.perception.status_to_ego, config.decoder.base = 64, True, ANCHORS
+    speed = torch.linspace(1, 12, batch)
+    seconds = torch.arange(1, 9) / 2
+    straight = torch.stack([torch.linspace(2, 12, 6)[:, None] * seconds, torch.zeros(6, 8)], -1)
+    planner = DiffusionDrive(config, straight).train()
+    features = make_features(config, batch)
+    features["status_feature"] = torch.cat([torch.zeros(batch, 4), speed[:, None], torch.zeros(batch, 3)], 1)
+    along = speed[:, None] * seconds
+    targets = {
+        "trajectory": torch.stack([along, torch.zeros_like(along), torch.zeros_like(along)], -1),
+        "agent_states": torch.zeros(batch, 30, 5),
+        "agent_labels": torch.zeros(batch, 30).bool(),
+        "bev_semantic_map": torch.zeros(batch, 16, 32).long(),
+    }
+    optimizer = torch.optim.AdamW(planner.parameters(), lr=1e-3)
+    for step in range(150):
+        noise, levels = training_draw([str(i) for i in range(batch)], step, planner.noise_shape, 50)
+        terms = planner_loss(planner.training_outputs(features, noise, levels), targets)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        plan = planner.eval()(features)
+    planned, driven = plan.trajectory[:, -1, 0], along[:, -1]
+    agreement = torch.corrcoef(torch.stack([planned, driven]))[0, 1]
+    assert agreement > 0.7, f"planned {planned}, driven {driven}"
 
 
 def test_points_keep_their_precision_under_autocast(planner) -> None:
@@ -378,6 +463,7 @@ def test_training_levels_cover_their_range_evenly() -> None:
         (lambda: PlannerConfig(width=100), ("8", "100", "heads")),
         (lambda: PlannerConfig(width=7, decoder=DecoderConfig(heads=1), perception=PerceptionConfig(heads=1)), ("7",)),
         (lambda: PlannerConfig(modes=0), ("0", "modes")),
+        (lambda: DecoderConfig(base="ancors"), ("ancors", "anchors", "points")),
         (lambda: DecoderConfig(layers=0), ("layers", "0")),
         (lambda: DecoderConfig(point_dims=5), ("point_dims", "5")),
         (lambda: PerceptionConfig(range_m=-1.0), ("range_m", "-1.0")),
