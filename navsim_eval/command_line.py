@@ -5,14 +5,22 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from navsim_eval.config import CONFIG_ROOT, describe, groups_in_defaults, load_config
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from navsim_eval.config import CONFIG_ROOT, DEFAULT_ROOT, DataConfig, describe, groups_in_defaults, load_config
 from navsim_eval.errors import UserError
+
+WITHOUT_DATA = ("make_city", "demo", "doctor")  # tools that make the city themselves, or only look around
 
 
 def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, argv: Sequence[str] | None = None) -> int:
     """Run `main(config)` with a configuration composed from `configs/<config>.yaml` and the command line.
+
+    `--help` explains the tool and lists its keys; `--config` prints the resolved configuration instead of running.
 
     Returns the exit status: 0 on success, 2 on a UserError (one line on standard error), 130 when interrupted.
     """
@@ -20,9 +28,16 @@ def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, ar
     if any(a in ("-h", "--help") for a in arguments):
         print(help_text(schema, config, doc))
         return 0
+    show = "--config" in arguments
+    arguments = [a for a in arguments if a != "--config"]
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
-        main(load_config(schema, config, arguments))
+        settings = load_config(schema, config, arguments)
+        if show:
+            print(OmegaConf.to_yaml(OmegaConf.structured(settings)), end="")
+        else:
+            make_default_city(config, settings)
+            main(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -30,6 +45,30 @@ def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, ar
         print("interrupted: what was finished is kept; the same command resumes", file=sys.stderr)
         return 130
     return 0
+
+
+def make_default_city(tool: str, settings: Any) -> None:
+    """The synthetic city is the data of whoever has none: made when a tool first wants to read it."""
+    data = getattr(settings, "data", None)
+    if tool in WITHOUT_DATA or not isinstance(data, DataConfig) or data.root != DEFAULT_ROOT:
+        return
+    if (Path(data.root) / "navsim_logs").exists():
+        return
+    from navsim_eval.city.make import CityConfig, make_city
+
+    print(f"no data named: making the synthetic city in {data.root} first (see tools/make_city.py)", file=sys.stderr)
+    bars: dict[str, tqdm] = {}
+
+    def show(stage: str, finished: int, total: int) -> None:
+        bar = bars.setdefault(stage, tqdm(total=total, desc=stage))
+        bar.total = total
+        bar.update(finished)
+
+    try:
+        make_city(CityConfig(), data.root, data.maps, progress=show)
+    finally:
+        for bar in bars.values():
+            bar.close()
 
 
 def help_text(schema: type, config: str, doc: str) -> str:
@@ -44,5 +83,5 @@ def help_text(schema: type, config: str, doc: str) -> str:
         lines += ["", "Groups (group=option):"]
         for group in groups:
             lines.append(f"  {group.name}: {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}")
-    lines += ["", f"Defaults are in configs/{config}.yaml."]
+    lines += ["", f"Defaults are in configs/{config}.yaml; --config prints the resolved configuration and stops."]
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from navsim_eval.errors import UserError
 
 T = TypeVar("T")
+DEFAULT_ROOT = "data/city"  # the synthetic city
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -45,7 +46,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         environment = os.environ
         explicit, from_environment = bool(self.root), environment.get("OPENSCENE_DATA_ROOT", "")
-        self.root = self.root or from_environment or "data/city"
+        self.root = self.root or from_environment or DEFAULT_ROOT
         beside = str(Path(self.root) / "maps")
         environment_maps = environment.get("NUPLAN_MAPS_ROOT", "")
         if not self.maps:

@@ -38,6 +38,9 @@ _STYLE_ORDER = {
 }
 
 
+LOGS_TOGETHER = 8  # neighbours in time and place go to one renderer, which has their streets ready
+
+
 @dataclass
 class CityConfig:
     """What city to make.
@@ -256,7 +259,7 @@ def _render(job: RenderLog, logs: Sequence[tuple[str, str]], workers: int, progr
     """Render what is missing; returns the number of frames rendered now, by split."""
     tell = (lambda n: progress("sensors", n, len(logs))) if progress else None
     rendered: dict[str, int] = defaultdict(int)
-    for outcome in run_jobs(job, logs, workers=workers, progress=tell):
+    for outcome in run_jobs(job, logs, workers=workers, chunk_size=LOGS_TOGETHER, progress=tell):
         split, name = logs[outcome.index]
         if not outcome.ok:
             raise UserError(f"rendering {split}/{name}: {outcome.error}")

@@ -1,0 +1,43 @@
+"""The demo's commands are ones that the tools accept, and a finished step is not run again."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusiondrive import demo
+from diffusiondrive.demo import BASELINES, DemoConfig, Step, run_demo, steps
+from navsim_eval.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("step", steps(DemoConfig()), ids=lambda step: step.name)
+def test_every_command_resolves(step: Step, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", [*step.command, "--config"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / step.command[0]), run_name="__main__")
+    assert stopped.value.code == 0, capsys.readouterr().err
+
+
+def test_all_planners_are_compared() -> None:
+    command = " ".join(next(step for step in steps(DemoConfig()) if step.name == "evaluate").command)
+    assert all(name in command for name in (*BASELINES, "ego_mlp", "train/planner"))
+
+
+def test_finished_steps_are_remembered_and_failures_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "step.py"
+    script.write_text("import sys\nprint(sys.argv[1])\nsys.exit('broken: ' + sys.argv[1] if sys.argv[2:] else 0)\n")
+    plan = [Step("one", "first", (str(script), "a")), Step("two", "second", (str(script), "b", "fail"))]
+    monkeypatch.setattr(demo, "steps", lambda config: plan)
+    config = DemoConfig(output_dir=str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"second failed \(status 1\): broken: b; log: .*two\.log"):
+        run_demo(config, lambda text: None)
+    assert list(json.loads((tmp_path / "out" / "steps.json").read_text())["seconds"]) == ["one"]
+    plan[1] = Step("two", "second", (str(script), "b"))
+    script.write_text(script.read_text().replace("print(", "assert sys.argv[1] != 'a', 'ran again'\nprint("))
+    assert set(run_demo(config, lambda text: None)["seconds"]) == {"one", "two"}
