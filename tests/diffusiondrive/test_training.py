@@ -139,7 +139,8 @@ def test_two_processes_give_the_result_of_one(world, anchors, tmp_path) -> None:
         command = [
             sys.executable, "tools/train.py", *world.overrides, "model=tiny", f"anchors={anchors}",
             "model.decoder.dropout=0", "model.backbone.fusion_dropout=0", "optimizer.freeze_batch_norm=true",
-            "optimizer.rate=1e-3", "optimizer.epsilon=1e-3", "trainer.epochs=2", "trainer.global_batch=4", "trainer.workers=0",
+            "optimizer.rate=1e-3", "optimizer.epsilon=1e-3", "trainer.epochs=2", "trainer.global_batch=4",
+            "trainer.workers=0",
             f"trainer.largest_per_device={4 // devices}", f"trainer.devices={devices}", "trainer.accelerator=cpu",
             f"trainer.strategy={'auto' if devices == 1 else 'ddp'}", "trainer.validate_every_epochs=2",
             "trainer.progress_bar=false", "trainer.log_every_steps=1", f"output_dir={output}",
