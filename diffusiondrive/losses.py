@@ -29,6 +29,7 @@ class LossConfig:
 
     trajectory, agent_class, agent_box, semantic: of the four terms in the total (class and box also in the matching)
     focal, regression: of the two parts of the trajectory term in each cascade layer
+    heading: of an error of one radian against one metre in the regression (published: 1)
     focal_alpha, focal_gamma: positive modes weigh alpha, negative ones 1 - alpha
     """
 
@@ -38,6 +39,7 @@ class LossConfig:
     semantic: float = 14.0
     focal: float = 10.0
     regression: float = 8.0
+    heading: float = 1.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
@@ -58,7 +60,7 @@ def planner_loss(
     trajectory = target.new_zeros(())
     for layer, (poses, logits) in enumerate(zip(outputs.poses, outputs.logits, strict=True)):
         focal = focal_loss(logits, positive, config.focal_alpha, config.focal_gamma)
-        regression = F.l1_loss(choose(poses, positive), target)
+        regression = ((choose(poses, positive) - target).abs() * target.new_tensor([1.0, 1.0, config.heading])).mean()
         terms |= {f"raw/focal_{layer}": focal, f"raw/l1_{layer}": regression}
         terms[f"trajectory_loss_{layer}"] = config.focal * focal + config.regression * regression
         trajectory = trajectory + terms[f"trajectory_loss_{layer}"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from diffusiondrive.losses import LossConfig
 from diffusiondrive.planner import PlannerConfig
+from diffusiondrive.training.augmentation import AugmentationConfig
 from navsim_eval.config import DataConfig
 from navsim_eval.errors import UserError
 
@@ -93,6 +94,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: PlannerConfig = field(default_factory=PlannerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     split: str = "train"

@@ -17,6 +17,7 @@ from diffusiondrive.features import FeatureConfig
 from diffusiondrive.losses import LossConfig, planner_loss
 from diffusiondrive.noise import scene_noise, training_draw
 from diffusiondrive.planner import DiffusionDrive, Plan
+from diffusiondrive.training.augmentation import AugmentationConfig, augment
 from diffusiondrive.training.config import OptimizerConfig
 from diffusiondrive.training.learning_rate import published_epoch_rate, warmup_cosine
 
@@ -38,11 +39,13 @@ class PlannerModule(pl.LightningModule):
         total_steps: int,
         steps_per_epoch: int,
         seed: int = 0,
+        augmentation: AugmentationConfig | None = None,
     ):
         super().__init__()
         self.planner, self.features = planner, features
         self.loss_config, self.optimizer_config = loss, optimizer
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
+        self.augmentation = augmentation or AugmentationConfig()
 
     def on_train_epoch_start(self) -> None:
         if self.optimizer_config.freeze_batch_norm:
@@ -55,7 +58,8 @@ class PlannerModule(pl.LightningModule):
         tokens, planner = batch.token, self.planner
         levels = planner.config.schedule.train_levels
         noise, levels = training_draw(tokens, self._epoch_seed, planner.noise_shape, levels)
-        outputs = planner.training_outputs(self._input(batch), noise.to(self.device), levels.to(self.device))
+        features = augment(self._input(batch), tokens, self._epoch_seed, self.augmentation)
+        outputs = planner.training_outputs(features, noise.to(self.device), levels.to(self.device))
         terms = planner_loss(outputs, batch.targets, self.loss_config)
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), batch_size=len(tokens), prog_bar=name == "loss")

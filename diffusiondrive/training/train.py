@@ -60,7 +60,9 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
     data = PlanningData(train_set, val_set, plan, config.trainer.workers, config.seed, prepare=pdms and pdms.prepare)
     steps_per_epoch = len(train_set) // plan.global_batch
     total = total_steps(config, steps_per_epoch)
-    module = PlannerModule(planner, features, config.loss, config.optimizer, total, steps_per_epoch, config.seed)
+    module = PlannerModule(
+        planner, features, config.loss, config.optimizer, total, steps_per_epoch, config.seed, config.augmentation
+    )
     trainer.accumulate_grad_batches = plan.accumulation
     if trainer.is_global_zero:
         write_description(config, output)
