@@ -2,7 +2,7 @@
 
     python tools/train.py                                        # city_nano on the synthetic city, any machine
     python tools/train.py experiment=navtrain_reference          # the published recipe on NAVSIM
-    python tools/train.py model=diffusiondrive optimizer=gpu trainer=gpu data.root=data/large cache=CACHE
+    python tools/train.py model=diffusiondrive loss=published optimizer=gpu trainer=gpu data.root=data/large cache=CACHE
     python tools/train.py output_dir=outputs/run7                # again after a kill: goes on exactly where it was
 
 A run leaves in output_dir: config.yaml (resolved), environment.json, metrics.jsonl, tensorboard/, last.ckpt, best.ckpt

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusiondrive.losses import LossConfig
 from diffusiondrive.training.config import TrainConfig
 from diffusiondrive.variants import VARIANTS
 from navsim_eval.config import CONFIG_ROOT, load_config
@@ -27,6 +28,7 @@ def test_published_recipe_states_the_published_settings() -> None:
     assert config.model.name == "diffusiondrive" and config.split == "navtrain:train"
     assert (config.trainer.global_batch, config.trainer.largest_per_device, config.trainer.epochs) == (512, 64, 100)
     assert (config.optimizer.rate, config.optimizer.weight_decay) == (6e-4, 1e-4)
+    assert config.loss == LossConfig()
     assert config.optimizer.clip_norm == 0.0 and config.optimizer.ema_decay == 0.0
 
 
