@@ -11,9 +11,7 @@ help: ## list the targets
 $(STAMP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[city,export,mm,dev]"
-# mmcv-lite pulls the desktop build of OpenCV over the headless one; put the headless files back last.
-	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps -c constraints.txt opencv-python-headless
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[city,dev]"
 	@touch $(STAMP)
 
 setup: $(STAMP) ## virtual environment with everything installed

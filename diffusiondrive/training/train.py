@@ -135,7 +135,7 @@ def validation(config: TrainConfig, val_set: PlanningDataset | None, output: Pat
     caches = MetricCaches(config.data, dataset, METRIC, config.val_metrics or output / "val_metrics")
 
     def publish(module: pl.LightningModule, metrics: dict[str, float]) -> None:
-        module.planner.save_pretrained(output / "planner", metrics)
+        module.planner.save_pretrained(output / "planner", {"split": config.val_split, **metrics})
 
     return PdmsValidation(PdmsScorer(caches), publish)
 

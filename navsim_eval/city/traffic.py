@@ -113,6 +113,7 @@ class Traffic:
 def simulate(network: Network, style: Style, seed: int, folder: Path, duration_s: float) -> Traffic:
     """Traffic over `duration_s`, after an unrecorded warm-up, in the district whose `net.xml` lies in `folder`."""
     rng = np.random.default_rng([seed, 1])
+    folder = folder.resolve()  # SUMO reads relative output paths as relative to the file that names them
     end = WARM_UP_S + duration_s
     routes = _write_demand(folder / "demand.rou.xml", network, style, rng, end)
     record, signals = folder / "record.xml", folder / "signals.xml"

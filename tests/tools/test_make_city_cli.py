@@ -13,9 +13,9 @@ pytest.importorskip("sumo", reason="the synthetic city needs Eclipse SUMO")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make_city(*arguments: str) -> subprocess.CompletedProcess:
+def make_city(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "tools" / "make_city.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def test_help_explains():
@@ -33,10 +33,9 @@ def test_a_bad_setting_is_one_line(argument, fact):
     assert shown.returncode == 2 and fact in shown.stderr and len(shown.stderr.strip().splitlines()) == 1
 
 
-def test_the_smallest_city(tmp_path):
-    shown = make_city(
-        "city.scenes=1", "city.splits=[val]", "city.sensors=none", "workers=1", f"data.root={tmp_path / 'city'}"
-    )
+def test_the_smallest_city_under_a_relative_root(tmp_path):
+    arguments = ("city.scenes=1", "city.splits=[val]", "city.sensors=none", "workers=1", "data.root=city")
+    shown = make_city(*arguments, cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert len(list((tmp_path / "city" / "navsim_logs" / "val").glob("*.pkl"))) == 1
     assert len(list((tmp_path / "city" / "maps").rglob("map.gpkg"))) == 1
