@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from navsim_eval.config import DataConfig
+from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.executor import usable_cores
 from navsim_eval.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULT_KEYS = ("planner", "metric", "split", "pdms", "verdict", "coverage", "means_over_scored")
 BASELINES = ("human", "pdm_closed", "constant_velocity", "stationary")
 
 
@@ -132,9 +134,23 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> dict[str
         say(f"    {done['seconds'][step.name]:.0f} s")
     done["total_seconds"] = round(sum(done["seconds"].values()), 1)
     atomic_write(out / "steps.json", json.dumps(done, indent=2) + "\n")
+    atomic_write(out / "result.json", json.dumps(collect(out, done), indent=2) + "\n")
     say(f"demo finished: {done['total_seconds']:.0f} s in all steps, {time.monotonic() - started:.0f} s now")
     say(f"report: {out / 'evaluation' / 'report.html'}")
     return done
+
+
+def collect(out: Path, done: dict[str, Any]) -> dict[str, Any]:
+    """The demo in one file: settings and seconds of the steps, means of every planner, latency, environment."""
+    evaluation = out / "evaluation"
+    runs = [json.loads(path.read_text()) for path in sorted(evaluation.glob("*/summary.json"))]
+    latency = out / "latency.json"
+    return {
+        **done,
+        "planners": [{key: run[key] for key in RESULT_KEYS if key in run} for run in runs],
+        "latency": json.loads(latency.read_text()) if latency.is_file() else None,
+        "environment": describe_environment(),
+    }
 
 
 def _finished(path: Path, config: DemoConfig) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class DiffusionDrivePlanner:
         self.path, self.seed = Path(path), seed
         self.device = resolve_device(device)
         self.model = DiffusionDrive.from_pretrained(path).to(self.device)
-        self.name = self.model.config.name
+        folder = self.path.resolve().parent.name  # outputs/train/planner and checkpoints/city_nano differ in this
+        self.name = f"{self.model.config.name} ({folder})"
         backbone, reach = self.model.config.backbone, self.model.config.perception.range_m
         self.features = FeatureConfig.for_sizes(backbone.image_size, backbone.lidar_size, reach)
         self.cache = FeatureCache(cache, self.features) if cache else None

@@ -40,4 +40,9 @@ def test_finished_steps_are_remembered_and_failures_named(tmp_path: Path, monkey
     assert list(json.loads((tmp_path / "out" / "steps.json").read_text())["seconds"]) == ["one"]
     plan[1] = Step("two", "second", (str(script), "b"))
     script.write_text(script.read_text().replace("print(", "assert sys.argv[1] != 'a', 'ran again'\nprint("))
+    summary = tmp_path / "out" / "evaluation" / "human" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"planner": {"name": "human"}, "pdms": 0.9, "seconds": {}}))
     assert set(run_demo(config, lambda text: None)["seconds"]) == {"one", "two"}
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["planners"] == [{"planner": {"name": "human"}, "pdms": 0.9}] and result["environment"]["python"]
