@@ -35,7 +35,9 @@ class NonFiniteGuard(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Sample, batch_idx: int
     ) -> None:
-        self._tokens = list(batch.token)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._tokens = []
+        self._tokens += batch.token
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer

@@ -117,7 +117,8 @@ def parameter_groups(planner: nn.Module, config: OptimizerConfig) -> list[dict[s
         if not parameter.requires_grad:
             continue
         image = "image_encoder" in name
-        decays = config.decay_everything or (parameter.ndim > 1 and "embedding" not in name)
+        learned_input = name.endswith(("positions", "queries"))
+        decays = config.decay_everything or (parameter.ndim > 1 and not learned_input)
         groups.setdefault((image, decays), []).append(parameter)
     return [
         {
