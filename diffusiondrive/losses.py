@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diffusiondrive.perception import Agents
-from diffusiondrive.planner import Plan, TrainingOutputs, choose
+from diffusiondrive.planner import Plan, TrainingOutputs
 from navsim_eval.errors import UserError
 
 
@@ -29,6 +29,9 @@ class LossConfig:
 
     trajectory, agent_class, agent_box, semantic: of the four terms in the total (class and box also in the matching)
     focal, regression: of the two parts of the trajectory term in each cascade layer
+    sharing: distance [m] over which modes share the regression: a mode whose anchor lies d further from the human plan
+        than the nearest one weighs exp(-d / sharing). 0: the nearest mode alone (published); more lets every scene
+        teach several modes, which few scenes need
     heading: of an error of one radian against one metre in the regression (published: 1)
     focal_alpha, focal_gamma: positive modes weigh alpha, negative ones 1 - alpha
     """
@@ -40,6 +43,7 @@ class LossConfig:
     focal: float = 10.0
     regression: float = 8.0
     heading: float = 1.0
+    sharing: float = 0.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
@@ -56,11 +60,14 @@ def planner_loss(
     config = config or LossConfig()
     target = targets["trajectory"].to(outputs.poses[0].dtype)
     positive = nearest_anchor(outputs.anchors, target)
+    shares = mode_shares(outputs.anchors, target, config.sharing)
+    scale = target.new_tensor([1.0, 1.0, config.heading])
     terms: dict[str, Tensor] = {}
     trajectory = target.new_zeros(())
     for layer, (poses, logits) in enumerate(zip(outputs.poses, outputs.logits, strict=True)):
         focal = focal_loss(logits, positive, config.focal_alpha, config.focal_gamma)
-        regression = ((choose(poses, positive) - target).abs() * target.new_tensor([1.0, 1.0, config.heading])).mean()
+        error = ((poses - target[:, None]).abs() * scale).mean(dim=(2, 3))  # (B, M)
+        regression = (torch.where(shares > 0, error, 0.0) * shares).sum(dim=1).mean()
         terms |= {f"raw/focal_{layer}": focal, f"raw/l1_{layer}": regression}
         terms[f"trajectory_loss_{layer}"] = config.focal * focal + config.regression * regression
         trajectory = trajectory + terms[f"trajectory_loss_{layer}"]
@@ -81,8 +88,20 @@ def validation_loss(plan: Plan, targets: Mapping[str, Tensor], config: LossConfi
 
 def nearest_anchor(anchors: Tensor, target: Tensor) -> Tensor:
     """Mode whose anchor (M, T, 2) has the smallest mean distance to the target (B, T, 3): (B,) int64."""
-    gap = torch.linalg.vector_norm(target[:, None, :, :2] - anchors.to(target.dtype), dim=-1)  # (B, M, T)
-    return gap.mean(dim=-1).argmin(dim=-1)
+    return anchor_distances(anchors, target).argmin(dim=-1)
+
+
+def anchor_distances(anchors: Tensor, target: Tensor) -> Tensor:
+    """Mean distance over the poses [m] of every anchor (M, T, 2) to the target (B, T, 3): (B, M)."""
+    return torch.linalg.vector_norm(target[:, None, :, :2] - anchors.to(target.dtype), dim=-1).mean(dim=-1)
+
+
+def mode_shares(anchors: Tensor, target: Tensor, sharing: float) -> Tensor:
+    """Weights (B, M) of the modes in the regression, summing to 1; see `LossConfig.sharing`."""
+    distance = anchor_distances(anchors, target)
+    if sharing == 0:
+        return F.one_hot(distance.argmin(dim=-1), distance.shape[1]).to(distance.dtype)
+    return (-distance / sharing).softmax(dim=-1)
 
 
 def focal_loss(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -16,6 +16,7 @@ from diffusiondrive.losses import (
     agent_losses,
     focal_loss,
     match_agents,
+    mode_shares,
     nearest_anchor,
     planner_loss,
     semantic_loss,
@@ -187,3 +188,15 @@ def _example(anchors: torch.Tensor, target: torch.Tensor) -> tuple[TrainingOutpu
         "bev_semantic_map": torch.randint(0, 7, (2, 8, 16)),
     }
     return outputs, targets
+
+
+def test_modes_share_the_regression_by_how_near_their_anchors_are() -> None:
+    """Hard assignment at sharing 0; else exp(-distance / sharing), normalised, which tends to it."""
+    seconds = torch.arange(1, 9) / 2
+    anchors = torch.stack([torch.stack([v * seconds, 0 * seconds], -1) for v in (2.0, 4.0, 8.0)])  # (3, 8, 2)
+    target = torch.cat([anchors[1:2], torch.zeros(1, 8, 1)], dim=-1)
+    assert mode_shares(anchors, target, 0.0).tolist() == [[0.0, 1.0, 0.0]]
+    gap = (2.0 * seconds).mean()  # of the first anchor; the third is twice as far away
+    expected = torch.tensor([-gap, 0.0, -2 * gap]).exp()
+    torch.testing.assert_close(mode_shares(anchors, target, 1.0)[0], expected / expected.sum())
+    torch.testing.assert_close(mode_shares(anchors, target, 1e-3), mode_shares(anchors, target, 0.0))
