@@ -63,6 +63,11 @@ class MetricCaches:
         return report
 
     @property
+    def complete(self) -> bool:
+        """Whether the store holds every scene of the split; then nobody needs to write to it."""
+        return self._reader is not None and all(token in self._reader for token in self.dataset.tokens)
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """What distinguishes this store from others."""
         return {

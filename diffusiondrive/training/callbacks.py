@@ -122,7 +122,7 @@ class PdmsValidation(pl.Callback):
 
     def prepare(self) -> None:
         """What one process does before the run: metric caches of the validation scenes that are not there yet."""
-        if self.scorer:
+        if self.scorer and not self.scorer.caches.complete:  # several runs may share a finished one
             self.scorer.caches.build(workers=1)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -13,12 +14,16 @@ import pytest
 import torch
 
 from diffusiondrive import DiffusionDrive
+from diffusiondrive.training.callbacks import PdmsValidation
 from diffusiondrive.training.config import OptimizerConfig, TrainConfig, TrainerConfig
 from diffusiondrive.training.logger import read_metrics
 from diffusiondrive.training.module import parameter_groups
 from diffusiondrive.training.train import train, write_description
+from diffusiondrive.training.validation import METRIC, PdmsScorer
 from diffusiondrive.variants import tiny
+from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
+from navsim_eval.metric_caches import MetricCaches
 from tests.worlds import World, write_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,3 +219,14 @@ def test_every_parameter_is_in_exactly_one_optimiser_group(anchors) -> None:
     assert sorted(grouped) == sorted(trainable)
     assert {group["name"] for group in groups} == {"camera", "camera, no decay", "rest", "rest, no decay"}
     assert {group["lr"] for group in groups if group["name"].startswith("camera")} == {0.5}
+
+
+def test_runs_share_a_finished_metric_cache_without_waiting_for_each_other(world, tmp_path) -> None:
+    caches = MetricCaches(world.data, SceneDataset.from_config(world.data, "val"), METRIC, tmp_path / "cache")
+    assert not caches.complete
+    validation = PdmsValidation(PdmsScorer(caches), publish=lambda module, metrics: None)
+    validation.prepare()
+    assert caches.complete
+    with (tmp_path / "cache" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run is writing
+        validation.prepare()
