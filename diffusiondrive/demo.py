@@ -41,7 +41,7 @@ class DemoConfig:
     output_dir: str = "outputs/demo"
     checkpoint: str = "checkpoints/city_nano"
     scenes: int = 600
-    epochs: int = 24
+    epochs: int = 20
     seed: int = 0
     fresh: bool = False
 
