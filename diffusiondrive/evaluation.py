@@ -63,8 +63,7 @@ class DiffusionDrivePlanner:
         self.model = DiffusionDrive.from_pretrained(path).to(self.device)
         folder = self.path.resolve().parent.name  # outputs/train/planner and checkpoints/city_nano differ in this
         self.name = f"{self.model.config.name} ({folder})"
-        backbone, reach = self.model.config.backbone, self.model.config.perception.range_m
-        self.features = FeatureConfig.for_sizes(backbone.image_size, backbone.lidar_size, reach)
+        self.features = FeatureConfig.for_planner(self.model.config)
         self.cache = FeatureCache(cache, self.features) if cache else None
         self.readers = ThreadPoolExecutor(threads or usable_cores())
 

@@ -10,6 +10,7 @@ sizes. Features exist in two forms:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,6 +19,9 @@ from navsim_eval.dataset import sensor_files
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.sensors import read_image, read_point_cloud
 from navsim_eval.scene import Frame, Scene
+
+if TYPE_CHECKING:
+    from diffusiondrive.planner import PlannerConfig
 
 FEATURES_VERSION = 1  # raise when the same configuration would give other values: caches then refuse to mix
 CAMERAS = ("CAM_L0", "CAM_F0", "CAM_R0")  # left to right, as stitched
@@ -79,6 +83,11 @@ class FeatureConfig:
             lidar_cells=lidar_size[0],
             lidar_range=range_m,
         )
+
+    @classmethod
+    def for_planner(cls, config: PlannerConfig) -> FeatureConfig:
+        """The features that a planner of this configuration reads."""
+        return cls.for_sizes(config.backbone.image_size, config.backbone.lidar_size, config.perception.range_m)
 
 
 def build_features(scene: Scene, config: FeatureConfig | None = None) -> dict[str, np.ndarray]:

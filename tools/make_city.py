@@ -1,7 +1,7 @@
 """Make the synthetic city: road networks, traffic, logs, maps, camera images and LiDAR in NAVSIM's formats.
 
     python tools/make_city.py                                   # 600 + 60 + 120 scenes, front cameras, into data/city
-    python tools/make_city.py city.scenes=40 city.sensors=none data.root=/tmp/city
+    python tools/make_city.py city.scenes=40 city.sensors=none data.root=data/small
     python tools/make_city.py city.sensors=all city.width=1920  # 8 cameras at the size of the real data
     python tools/make_city.py city.scenes=5000 city.seed=7 data.root=data/large
 

@@ -64,7 +64,7 @@ def benchmark(config: BenchmarkConfig, progress: Callable[[int], None] = lambda 
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     planner = load(config.planner, config.seed).to(device).eval()
-    features = feature_config(planner)
+    features = FeatureConfig.for_planner(planner.config)
     scenes = usable_scenes(config, features)
     noise = scene_noise([scene.token for scene in scenes], config.seed, planner.noise_shape).to(device)
     rows: list[dict[str, float]] = []
@@ -143,12 +143,6 @@ def load(name: str, seed: int) -> DiffusionDrive:
     speeds = torch.linspace(0.5, 12.0, config.modes)
     anchors = torch.stack([speeds[:, None] * seconds, torch.zeros(config.modes, config.poses)], dim=-1)
     return DiffusionDrive(config, anchors)
-
-
-def feature_config(planner: DiffusionDrive) -> FeatureConfig:
-    """The features that a planner reads."""
-    backbone = planner.config.backbone
-    return FeatureConfig.for_sizes(backbone.image_size, backbone.lidar_size, planner.config.perception.range_m)
 
 
 def usable_scenes(config: BenchmarkConfig, features: FeatureConfig) -> list[Scene]:

@@ -50,7 +50,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
     output = Path(config.output_dir)
     resume = checkpoint_to_resume(config)
     pl.seed_everything(config.seed, verbose=False)
-    features = features_of(config)
+    features = FeatureConfig.for_planner(config.model)
     train_set = open_samples(config, config.split, config.cache, features)
     val_set = open_samples(config, config.val_split, config.val_cache, features) if config.val_split else None
     planner = build_planner(config, say)
@@ -89,12 +89,6 @@ def quiet_lightning() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-def features_of(config: TrainConfig) -> FeatureConfig:
-    """The features that the configured planner reads."""
-    backbone = config.model.backbone
-    return FeatureConfig.for_sizes(backbone.image_size, backbone.lidar_size, config.model.perception.range_m)
 
 
 def open_samples(config: TrainConfig, split: str, cache: str, features: FeatureConfig) -> PlanningDataset:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusiondrive.features import FeatureConfig
 from diffusiondrive.noise import scene_noise
-from diffusiondrive.runtime.benchmark import feature_config, load, summarise
+from diffusiondrive.runtime.benchmark import load, summarise
 from diffusiondrive.runtime.stages import planner_stages, sensor_stages
 from navsim_eval.dataset import SceneDataset
 from tests.worlds import World, write_world
@@ -27,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def test_stages_give_the_planners_own_plan(world: World) -> None:
     planner = load("random:tiny", seed=1).eval()
     scene = next(iter(SceneDataset.from_config(world.data, "test")))
-    features, times = sensor_stages(scene, feature_config(planner))
+    features, times = sensor_stages(scene, FeatureConfig.for_planner(planner.config))
     noise = scene_noise([scene.token], 0, planner.noise_shape)
     trajectory, planner_times = planner_stages(planner, features, noise, torch.device("cpu"))
     with torch.inference_mode():
