@@ -32,6 +32,8 @@ class LossConfig:
     sharing: distance [m] over which modes share the regression: a mode whose anchor lies d further from the human plan
         than the nearest one weighs exp(-d / sharing). 0: the nearest mode alone (published); more lets every scene
         teach several modes, which few scenes need
+    judged: share of the evaluator in a mode's label: (1 - judged) · [nearest anchor] + judged · PDMS of the mode's
+        trajectory, which `mode_scores` among the targets holds. 0: the human alone (published)
     heading: of an error of one radian against one metre in the regression (published: 1)
     focal_alpha, focal_gamma: positive modes weigh alpha, negative ones 1 - alpha
     """
@@ -44,6 +46,7 @@ class LossConfig:
     regression: float = 8.0
     heading: float = 1.0
     sharing: float = 0.0
+    judged: float = 0.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
@@ -53,19 +56,20 @@ def planner_loss(
 ) -> dict[str, Tensor]:
     """Training loss and all its terms.
 
-    targets: trajectory (B, T, 3), agent_states (B, A, 5), agent_labels (B, A) bool, bev_semantic_map (B, H, W) labels.
+    targets: trajectory (B, T, 3), agent_states (B, A, 5), agent_labels (B, A) bool, bev_semantic_map (B, H, W) labels,
+    and, where `config.judged` asks for it, mode_scores (B, M) in [0, 1].
     Returns scalars: `loss`; weighted as summed into it `trajectory_loss`, `agent_class_loss`, `agent_box_loss`,
     `bev_semantic_loss`; `trajectory_loss_<layer>` before the trajectory weight; unweighted means under `raw/`.
     """
     config = config or LossConfig()
     target = targets["trajectory"].to(outputs.poses[0].dtype)
-    positive = nearest_anchor(outputs.anchors, target)
+    labels = mode_labels(outputs.anchors, targets, config.judged)
     shares = mode_shares(outputs.anchors, target, config.sharing)
     scale = target.new_tensor([1.0, 1.0, config.heading])
     terms: dict[str, Tensor] = {}
     trajectory = target.new_zeros(())
     for layer, (poses, logits) in enumerate(zip(outputs.poses, outputs.logits, strict=True)):
-        focal = focal_loss(logits, positive, config.focal_alpha, config.focal_gamma)
+        focal = focal_loss(logits, labels, config.focal_alpha, config.focal_gamma)
         error = ((poses - target[:, None]).abs() * scale).mean(dim=(2, 3))  # (B, M)
         regression = (torch.where(shares > 0, error, 0.0) * shares).sum(dim=1).mean()
         terms |= {f"raw/focal_{layer}": focal, f"raw/l1_{layer}": regression}
@@ -104,14 +108,25 @@ def mode_shares(anchors: Tensor, target: Tensor, sharing: float) -> Tensor:
     return (-distance / sharing).softmax(dim=-1)
 
 
-def focal_loss(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss of logits (B, M) with one positive mode (B,) each; mean over B × M."""
+def mode_labels(anchors: Tensor, targets: Mapping[str, Tensor], judged: float) -> Tensor:
+    """Labels (B, M) in [0, 1] of the modes in the classification; see `LossConfig.judged`."""
+    nearest = F.one_hot(nearest_anchor(anchors, targets["trajectory"].to(anchors.dtype)), len(anchors))
+    if judged == 0:
+        return nearest.to(anchors.dtype)
+    return (1 - judged) * nearest + judged * targets["mode_scores"].to(anchors.dtype)
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss of logits (B, M) against labels (B, M) in [0, 1]; mean over B × M.
+
+    Labels between 0 and 1 are weighed by |label - probability|^γ (quality focal loss, arXiv 2006.04388), which is the
+    plain focal loss at 0 and 1.
+    """
     logits = logits.float()
-    label = F.one_hot(positive, logits.shape[1]).to(logits.dtype)
-    probability = logits.sigmoid()
-    miss = torch.where(label > 0, 1 - probability, probability)
-    weight = torch.where(label > 0, alpha, 1 - alpha) * miss**gamma
-    return (weight * F.binary_cross_entropy_with_logits(logits, label, reduction="none")).mean()
+    labels = labels.to(logits.dtype)
+    miss = (labels - logits.sigmoid()).abs()
+    weight = (alpha * labels + (1 - alpha) * (1 - labels)) * miss**gamma
+    return (weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean()
 
 
 def agent_losses(agents: Agents, states: Tensor, labels: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:

@@ -120,11 +120,6 @@ class PdmsValidation(pl.Callback):
         self._tokens: list[str] = []
         self._plans: list[np.ndarray] = []
 
-    def prepare(self) -> None:
-        """What one process does before the run: metric caches of the validation scenes that are not there yet."""
-        if self.scorer and not self.scorer.caches.complete:  # several runs may share a finished one
-            self.scorer.caches.build(workers=1)
-
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._tokens, self._plans = [], []
 

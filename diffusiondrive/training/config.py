@@ -80,11 +80,12 @@ class TrainerConfig:
 
 @dataclass
 class TrainConfig:
-    """A run. `cache`, `val_cache` and `val_metrics` are folders written by `tools/cache.py`.
+    """A run. `cache`, `val_cache`, `metrics` and `val_metrics` are folders written by `tools/cache.py`.
 
     split, val_split: names of splits (see docs/data.md); an empty val_split trains without validation
     cache, val_cache: feature caches; empty: straight from the raw logs and sensors
     val_metrics:      metric cache of val_split; empty: built when training starts
+    metrics:          metric cache of split, which `loss.judged` needs; empty: built when training starts
     anchors:          .npy from `tools/cluster_anchors.py`; empty: clustered from the training split
     pretrained:       planner folder or file whose weights to start from; empty: none
     resume:           "auto" continues <output_dir>/last.ckpt where it exists, "never" refuses to overwrite it,
@@ -102,6 +103,7 @@ class TrainConfig:
     cache: str = ""
     val_cache: str = ""
     val_metrics: str = ""
+    metrics: str = ""
     anchors: str = ""
     pretrained: str = ""
     resume: str = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,13 +10,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffusiondrive.dataset import PlanningDataset, collate
 from diffusiondrive.training.sampling import BatchPlan, EpochBatchSampler
+from navsim_eval.metric_caches import MetricCaches
 
 
 class PlanningData(pl.LightningDataModule):
     """Training batches by `EpochBatchSampler`, validation batches in order (each process its share).
 
-    val:     may be None;  workers: loader processes
-    prepare: called once, by one process, before the run starts (others wait)
+    val:    may be None;  workers: loader processes
+    stores: metric caches that the run needs; one process fills them before it starts, the others wait
     """
 
     def __init__(
@@ -26,15 +27,16 @@ class PlanningData(pl.LightningDataModule):
         plan: BatchPlan,
         workers: int,
         seed: int,
-        prepare: Callable[[], None] | None = None,
+        stores: Sequence[MetricCaches] = (),
     ):
         super().__init__()
         self.train, self.val = train, val
-        self.plan, self.workers, self.seed, self._prepare = plan, workers, seed, prepare
+        self.plan, self.workers, self.seed, self.stores = plan, workers, seed, stores
 
     def prepare_data(self) -> None:
-        if self._prepare:
-            self._prepare()
+        for store in self.stores:
+            if not store.complete:  # several runs may share a finished one
+                store.build(workers=1)
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochBatchSampler(len(self.train), self.plan, self.trainer.global_rank, self.seed)

@@ -6,6 +6,7 @@ batch size, process count nor an interruption changes them. Dropout masks follow
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,10 +17,11 @@ from diffusiondrive.dataset import Sample, to_model_input
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.losses import LossConfig, planner_loss
 from diffusiondrive.noise import scene_noise, training_draw
-from diffusiondrive.planner import DiffusionDrive, Plan
+from diffusiondrive.planner import DiffusionDrive, Plan, TrainingOutputs
 from diffusiondrive.training.augmentation import AugmentationConfig, augment
 from diffusiondrive.training.config import OptimizerConfig
 from diffusiondrive.training.learning_rate import published_epoch_rate, warmup_cosine
+from diffusiondrive.training.validation import ModeJudge
 
 
 class PlannerModule(pl.LightningModule):
@@ -27,6 +29,7 @@ class PlannerModule(pl.LightningModule):
 
     features:        how the 8-bit features of a batch become the planner's input
     total_steps:     optimiser steps of the whole run;  steps_per_epoch: of one epoch
+    judge:           scores the modes of a batch; needed where `loss.judged` is not 0
     validation_step: returns {"tokens", "plan", "target"}, which `PdmsValidation` collects
     """
 
@@ -40,12 +43,14 @@ class PlannerModule(pl.LightningModule):
         steps_per_epoch: int,
         seed: int = 0,
         augmentation: AugmentationConfig | None = None,
+        judge: ModeJudge | None = None,
     ):
         super().__init__()
         self.planner, self.features = planner, features
         self.loss_config, self.optimizer_config = loss, optimizer
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.augmentation = augmentation or AugmentationConfig()
+        self.judge = judge
 
     def on_train_epoch_start(self) -> None:
         if self.optimizer_config.freeze_batch_norm:
@@ -60,7 +65,7 @@ class PlannerModule(pl.LightningModule):
         noise, levels = training_draw(tokens, self._epoch_seed, planner.noise_shape, levels)
         features = augment(self._input(batch), tokens, self._epoch_seed, self.augmentation)
         outputs = planner.training_outputs(features, noise.to(self.device), levels.to(self.device))
-        terms = planner_loss(outputs, batch.targets, self.loss_config)
+        terms = planner_loss(outputs, self._targets(batch, outputs), self.loss_config)
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), batch_size=len(tokens), prog_bar=name == "loss")
         return terms["loss"]
@@ -97,6 +102,14 @@ class PlannerModule(pl.LightningModule):
             return published_epoch_rate(epoch, config.rate, config.minimum_rate) / config.rate
         warmup = round(config.warmup_share * self.total_steps)
         return warmup_cosine(step, self.total_steps, warmup, config.rate, config.minimum_rate) / config.rate
+
+    def _targets(self, batch: Sample, outputs: TrainingOutputs) -> Mapping[str, Tensor]:
+        """The batch's targets and, where they are asked for, PDMS of the modes that the last layer proposes."""
+        if self.judge is None:
+            return batch.targets
+        poses = outputs.poses[-1].detach().double().cpu().numpy()
+        scores = torch.from_numpy(self.judge.scores(batch.token, poses))
+        return {**batch.targets, "mode_scores": scores.to(self.device, torch.float32)}
 
     def _input(self, batch: Sample) -> dict[str, Tensor]:
         return to_model_input(batch.features, self.features)

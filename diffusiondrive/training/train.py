@@ -37,7 +37,7 @@ from diffusiondrive.training.data import PlanningData
 from diffusiondrive.training.logger import JsonLinesLogger
 from diffusiondrive.training.module import PlannerModule
 from diffusiondrive.training.sampling import BatchPlan
-from diffusiondrive.training.validation import METRIC, PdmsScorer
+from diffusiondrive.training.validation import METRIC, ModeJudge, PdmsScorer
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
@@ -56,13 +56,16 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
     planner = build_planner(config, say)
     with quiet_lightning():
         trainer = build_trainer(config, output, pdms := validation(config, val_set, output))
+    judge = mode_judge(config, output)
     plan = batch_plan(config, trainer)
-    data = PlanningData(train_set, val_set, plan, config.trainer.workers, config.seed, prepare=pdms and pdms.prepare)
+    stores = [user.caches for user in (pdms and pdms.scorer, judge) if user]
+    data = PlanningData(train_set, val_set, plan, config.trainer.workers, config.seed, stores)
     steps_per_epoch = len(train_set) // plan.global_batch
     total = total_steps(config, steps_per_epoch)
     module = PlannerModule(
-        planner, features, config.loss, config.optimizer, total, steps_per_epoch, config.seed, config.augmentation
-    )
+        planner, features, config.loss, config.optimizer, total, steps_per_epoch, config.seed, config.augmentation,
+        judge,
+    )  # fmt: skip
     trainer.accumulate_grad_batches = plan.accumulation
     if trainer.is_global_zero:
         write_description(config, output)
@@ -125,13 +128,24 @@ def validation(config: TrainConfig, val_set: PlanningDataset | None, output: Pat
     """Scores validation plans where there is a validation split."""
     if val_set is None:
         return None
-    dataset = SceneDataset.from_config(config.data, config.val_split)
-    caches = MetricCaches(config.data, dataset, METRIC, config.val_metrics or output / "val_metrics")
+    caches = metric_caches(config, config.val_split, config.val_metrics or output / "val_metrics")
 
     def publish(module: pl.LightningModule, metrics: dict[str, float]) -> None:
         module.planner.save_pretrained(output / "planner", {"split": config.val_split, **metrics})
 
     return PdmsValidation(PdmsScorer(caches), publish)
+
+
+def mode_judge(config: TrainConfig, output: Path) -> ModeJudge | None:
+    """Scores the modes of training scenes, where the loss asks for it."""
+    if config.loss.judged == 0:
+        return None
+    return ModeJudge(metric_caches(config, config.split, config.metrics or output / "train_metrics"))
+
+
+def metric_caches(config: TrainConfig, split: str, folder: Path | str) -> MetricCaches:
+    """The metric caches of a split, kept in `folder`."""
+    return MetricCaches(config.data, SceneDataset.from_config(config.data, split), METRIC, folder)
 
 
 def build_trainer(config: TrainConfig, output: Path, pdms: PdmsValidation | None) -> pl.Trainer:

@@ -16,6 +16,7 @@ from diffusiondrive.losses import (
     agent_losses,
     focal_loss,
     match_agents,
+    mode_labels,
     mode_shares,
     nearest_anchor,
     planner_loss,
@@ -79,9 +80,23 @@ def _map_with_cross_entropy(labels: torch.Tensor, value: float) -> torch.Tensor:
 
 
 def test_focal_loss_by_hand() -> None:
-    loss = focal_loss(torch.zeros(1, 2), torch.tensor([0]), alpha=0.25, gamma=2.0)
+    loss = focal_loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), alpha=0.25, gamma=2.0)
     by_hand = (0.25 * 0.5**2 * math.log(2) + 0.75 * 0.5**2 * math.log(2)) / 2
     assert loss.item() == pytest.approx(by_hand)
+
+
+def test_focal_loss_of_a_label_between_is_least_at_that_probability() -> None:
+    probabilities = torch.linspace(0.01, 0.99, 99)
+    losses = [focal_loss(p.logit().view(1, 1), torch.tensor([[0.7]]), 0.25, 2.0).item() for p in probabilities]
+    assert probabilities[int(np.argmin(losses))].item() == pytest.approx(0.7, abs=0.006)
+
+
+def test_judged_labels_lie_between_the_human_and_the_evaluator() -> None:
+    anchors = torch.tensor([[0.0, 0.0], [10.0, 0.0]])[:, None].expand(2, 8, 2)
+    targets = {"trajectory": torch.zeros(1, 8, 3), "mode_scores": torch.tensor([[0.2, 0.9]])}
+    torch.testing.assert_close(mode_labels(anchors, targets, 0.0), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(mode_labels(anchors, targets, 0.5), torch.tensor([[0.6, 0.45]]))
+    torch.testing.assert_close(mode_labels(anchors, targets, 1.0), torch.tensor([[0.2, 0.9]]))
 
 
 def test_positive_mode_is_the_nearest_clean_anchor_and_only_it_is_regressed() -> None:

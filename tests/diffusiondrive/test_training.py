@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from diffusiondrive import DiffusionDrive
-from diffusiondrive.training.callbacks import PdmsValidation
+from diffusiondrive.losses import LossConfig
 from diffusiondrive.training.config import OptimizerConfig, TrainConfig, TrainerConfig
+from diffusiondrive.training.data import PlanningData
 from diffusiondrive.training.logger import read_metrics
 from diffusiondrive.training.module import parameter_groups
 from diffusiondrive.training.train import train, write_description
-from diffusiondrive.training.validation import METRIC, PdmsScorer
+from diffusiondrive.training.validation import METRIC, ModeJudge
 from diffusiondrive.variants import tiny
+from navsim_eval import score
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
 from navsim_eval.metric_caches import MetricCaches
@@ -224,9 +226,36 @@ def test_every_parameter_is_in_exactly_one_optimiser_group(anchors) -> None:
 def test_runs_share_a_finished_metric_cache_without_waiting_for_each_other(world, tmp_path) -> None:
     caches = MetricCaches(world.data, SceneDataset.from_config(world.data, "val"), METRIC, tmp_path / "cache")
     assert not caches.complete
-    validation = PdmsValidation(PdmsScorer(caches), publish=lambda module, metrics: None)
-    validation.prepare()
+    data = PlanningData([], None, plan=None, workers=0, seed=0, stores=[caches])
+    data.prepare_data()
     assert caches.complete
     with (tmp_path / "cache" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run is writing
-        validation.prepare()
+        data.prepare_data()
+
+
+def test_the_judge_scores_every_mode_as_the_evaluator_does(world, tmp_path) -> None:
+    dataset = SceneDataset.from_config(world.data, "train")
+    caches = MetricCaches(world.data, dataset, METRIC, tmp_path / "cache")
+    tokens = list(dataset.tokens[:3])
+    human = np.stack([dataset[token].human_trajectory(8) for token in tokens])
+    modes = np.stack([human, np.zeros_like(human), human * np.array([1.0, -3.0, 1.0]), human], axis=1)
+    modes[:, 3, 4] = np.nan
+    judged = ModeJudge(caches).scores(tokens, modes)
+    for row, token in enumerate(tokens):
+        for mode in range(3):
+            alone = score([caches[token]], modes[row : row + 1, mode : mode + 1], metric=METRIC).columns["score"]
+            assert judged[row, mode] == pytest.approx(alone.item(), abs=1e-12)
+    assert (judged[:, 3] == 0).all() and judged[:, 0].min() > judged[:, 1].max()
+
+
+def test_labels_of_the_evaluator_enter_the_training(world, anchors, tmp_path) -> None:
+    config = configuration(world, anchors, tmp_path, epochs=1)
+    config.loss = LossConfig(judged=0.5)
+    train(config, silent)
+    steps = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "train/raw/focal_1" in line]
+    plain = configuration(world, anchors, tmp_path / "plain", epochs=1)
+    train(plain, silent)
+    first = next(line for line in read_metrics(tmp_path / "plain" / "metrics.jsonl") if "train/raw/focal_1" in line)
+    assert steps[0]["train/raw/focal_1"] != pytest.approx(first["train/raw/focal_1"], rel=1e-3)
+    assert steps[0]["train/raw/l1_1"] == pytest.approx(first["train/raw/l1_1"])  # the regression is the human's alone
