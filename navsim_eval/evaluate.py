@@ -26,7 +26,7 @@ from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import usable_cores
-from navsim_eval.metric_caches import MetricCaches
+from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.pdm.types import MetricCache
 from navsim_eval.planners import NUM_POSES, Planner, Plans, make_baseline
 from navsim_eval.predictions import Predictions, scene_facts
@@ -113,7 +113,7 @@ def evaluate(
     limit = config.max_scenes or None
     dataset = SceneDataset.from_config(config.data, config.split, max_scenes=limit, progress=progress is not silent)
     caches = {
-        metric: MetricCaches(config.data, dataset, metric, Path(config.metric_cache) / metric)
+        metric: MetricCaches(config.data, dataset, metric, store_folder(config.metric_cache, metric))
         for metric in config.metric
     }
     first = caches[config.metric[0]]

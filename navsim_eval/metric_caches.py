@@ -16,7 +16,7 @@ import numpy as np
 
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
-from navsim_eval.errors import DataError
+from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.pdm.cache import FORMAT_VERSION, build_metric_cache, from_arrays, to_arrays
 from navsim_eval.pdm.types import MetricCache
@@ -24,6 +24,17 @@ from navsim_eval.shards import BuildReport, ShardReader, build_shards
 
 _SOURCE = "source_bytes"
 _DEFLATED = ("drivable_map.polygons.wkb", "observation.poses", "observation.red_light_polygons.wkb", "centerline")
+
+
+def store_folder(parent: Path | str, metric: str) -> Path:
+    """Where the store of a metric lies: `metric_cache=` of every tool names the parent, with one sub-folder a metric.
+
+    Raises UserError where `parent` is itself a store.
+    """
+    parent = Path(parent)
+    if (parent / "manifest.json").exists():
+        raise UserError(f"metric_cache={parent} is one store; name the folder that holds {metric}/: {parent.parent}")
+    return parent / metric
 
 
 class MetricCaches:

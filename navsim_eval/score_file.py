@@ -20,7 +20,7 @@ from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import describe_error, run_jobs
 from navsim_eval.formats.splits import find_split
-from navsim_eval.metric_caches import MetricCaches
+from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.metrics.aggregate import METRICS, table_columns
 from navsim_eval.score_table import ScoreTable, check_writable
 from navsim_eval.scoring import prepare, score
@@ -43,7 +43,8 @@ class ScoreConfig:
     metric:       pdms_v1 or epdms_v2
     output:       .csv or .parquet; empty: <output_dir>/scores.csv
     output_dir:   empty: $NAVSIM_EXP_ROOT/score, else outputs/score
-    metric_cache: folder of metric caches made by tools/cache.py; empty: computed here
+    metric_cache: folder of metric caches (made by tools/cache.py or tools/evaluate.py), one sub-folder a metric; empty:
+                  computed here
     workers:      processes (0: one per core)
     """
 
@@ -89,7 +90,8 @@ def score_file(config: ScoreConfig, progress: Progress | None = None) -> FileSco
     selfcheck.require_sound()
     tokens, trajectories = read_trajectories(config.trajectories)
     dataset, unreadable = _dataset_of(config, tokens)
-    caches = MetricCaches(config.data, dataset, config.metric, config.metric_cache or None)
+    folder = store_folder(config.metric_cache, config.metric) if config.metric_cache else None
+    caches = MetricCaches(config.data, dataset, config.metric, folder)
     with (progress or _silent)(len(dataset)) as advance:
         columns, failures = score_scenes(caches, tokens, trajectories, config.workers, advance)
     count = trajectories.shape[1]

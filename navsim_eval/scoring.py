@@ -88,17 +88,17 @@ def measure(scenes: SceneBatch, states: Tensor) -> SubScores:
     """
     ego = Footprints.of(states)
     located = locate(ego, scenes.areas.polygons)
-    areas = area_flags(located, scenes.areas)
+    flags = area_flags(located, scenes.areas)
     contacts = find_contacts(ego, scenes.boxes, LEADS, SIMULATION_DT)
-    collisions, first_collision = no_at_fault_collisions(contacts, ego, scenes.boxes, areas)
+    collisions, first_collision = no_at_fault_collisions(contacts, ego, scenes.boxes, flags, scenes.areas)
     time_to_collision, first_violation = time_to_collision_within_bound(
-        contacts, ego, scenes.boxes, areas, scenes.areas, LAST_TTC_INDEX[scenes.metric]
+        contacts, ego, scenes.boxes, flags, scenes.areas, LAST_TTC_INDEX[scenes.metric]
     )
     is_v2 = scenes.metric == "epdms_v2"
     columns = {
         "no_at_fault_collisions": collisions,
-        "drivable_area_compliance": drivable_area_compliance(areas),
-        "driving_direction_compliance": driving_direction_compliance(ego, areas, spare_intersections=is_v2),
+        "drivable_area_compliance": drivable_area_compliance(flags),
+        "driving_direction_compliance": driving_direction_compliance(ego, flags, spare_intersections=is_v2),
         "time_to_collision_within_bound": time_to_collision,
     }
     details = {
@@ -108,7 +108,7 @@ def measure(scenes: SceneBatch, states: Tensor) -> SubScores:
     }
     if is_v2:
         columns["traffic_light_compliance"] = traffic_light_compliance(ego, located, scenes.red_lights)
-        columns["lane_keeping"] = lane_keeping(ego, areas, scenes.centerline)
+        columns["lane_keeping"] = lane_keeping(ego, flags, scenes.centerline)
         columns["history_comfort"] = history_comfort(states, scenes.history)
     else:
         details["comfort_checks"] = comfort_checks_v1(states)

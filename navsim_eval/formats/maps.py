@@ -40,10 +40,10 @@ REQUIRED_LAYERS: Mapping[str, tuple[str, ...]] = {
     "lane_groups_polygons": (),
     "lane_group_connectors": ("from_lane_group_fid", "to_lane_group_fid"),
     "intersections": (),
-    "carpark_areas": (),
 }
 OPTIONAL_LAYERS = (
     "boundaries",
+    "carpark_areas",
     "crosswalks",
     "dubins_nodes",
     "generic_drivable_areas",

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from navsim_eval.metrics.areas import AreaFlags
+from navsim_eval.metrics.areas import AreaFlags, DrivableAreas, straddles_lanes
 from navsim_eval.metrics.footprint import Boxes, Contacts, Footprints
 
 STOPPED_SPEED = 0.05  # m/s
@@ -15,7 +15,7 @@ COS_BEHIND = math.cos(math.radians(150.0))
 
 
 def no_at_fault_collisions(
-    contacts: Contacts, ego: Footprints, boxes: Boxes, areas: AreaFlags
+    contacts: Contacts, ego: Footprints, boxes: Boxes, flags: AreaFlags, areas: DrivableAreas
 ) -> tuple[Tensor, Tensor]:
     """Sub-score (S, P) and the 0.1 s index of the first at-fault collision (S, P), inf where there is none.
 
@@ -27,17 +27,23 @@ def no_at_fault_collisions(
     Source: NAVSIM's PDM scorer, after nuPlan's at-fault collision metric.
     """
     contacts = contacts.where(contacts.lead == 0)
-    at = (contacts.scene, contacts.proposal, contacts.time)
-    ego_stands = ego.speed[at] <= STOPPED_SPEED
+    ego_stands = ego.speed[contacts.state] <= STOPPED_SPEED
     stands = boxes.is_stopped[contacts.scene, contacts.object]
     behind = contacts.cos_bearing < COS_BEHIND
-    careless = areas.multiple_lanes[at] | areas.non_drivable[at]
-    at_fault = ~ego_stands & (stands | (~behind & (contacts.touches_front | careless)))
+    at_fault = ~ego_stands & (stands | (~behind & contacts.touches_front))
+    at_the_side = ~ego_stands & ~stands & ~behind & ~contacts.touches_front
+    at_fault[at_the_side] = careless(contacts.where(at_the_side), ego, flags, areas)
     at_fault &= ~after_an_exempted_contact(contacts, contacts.time, ~at_fault, ego, boxes)
 
     faults = contacts.where(at_fault)
     severity = torch.where(boxes.is_agent[faults.scene, faults.object], 0.0, 0.5).to(torch.float64)
     return reduce_first(faults, severity, ego)
+
+
+def careless(contacts: Contacts, ego: Footprints, flags: AreaFlags, areas: DrivableAreas) -> Tensor:
+    """(M,) bool: the ego straddles lanes or is off the drivable area at the time of each contact."""
+    straddles = straddles_lanes(ego.at(*contacts.state), contacts.scene, areas)
+    return straddles | flags.non_drivable[contacts.state]
 
 
 def after_an_exempted_contact(

@@ -8,9 +8,9 @@ from torch import Tensor
 from navsim_eval.metrics.areas import AreaFlags
 
 
-def drivable_area_compliance(areas: AreaFlags) -> Tensor:
+def drivable_area_compliance(flags: AreaFlags) -> Tensor:
     """Sub-score (S, P): 0 if at any time a corner of the ego lies outside the drivable area, else 1.
 
     Source: NAVSIM's PDM scorer.
     """
-    return (~areas.non_drivable.any(dim=-1)).to(torch.float64)
+    return (~flags.non_drivable.any(dim=-1)).to(torch.float64)

@@ -41,8 +41,16 @@ class Footprints:
         reach = Vehicle.REAR_AXLE_TO_CENTER
         return Footprints(x, y, cos, sin, torch.hypot(vx, vy), x + reach * cos, y + reach * sin)
 
+    def at(self, scene: Tensor, proposal: Tensor, time: Tensor) -> Footprints:
+        """The states with these indices (M,), as fields of shape (M,)."""
+        _, proposals, steps = self.x.shape
+        index = (scene * proposals + proposal) * steps + time
+        return Footprints(
+            *(torch.index_select(getattr(self, name).reshape(-1), 0, index) for name in self.__dataclass_fields__)
+        )
+
     def corners(self) -> tuple[Tensor, Tensor]:
-        """x and y, each (S, 4, P, T): front-left, rear-left, rear-right, front-right."""
+        """x and y, each (S, 4, P, T): front-left, rear-left, rear-right, front-right; (M, 4) of M states."""
         lon = (Vehicle.HALF_LENGTH, -Vehicle.HALF_LENGTH, -Vehicle.HALF_LENGTH, Vehicle.HALF_LENGTH)
         lat = (Vehicle.HALF_WIDTH, Vehicle.HALF_WIDTH, -Vehicle.HALF_WIDTH, -Vehicle.HALF_WIDTH)
         xs = [self.center_x + a * self.cos - b * self.sin for a, b in zip(lon, lat, strict=True)]
@@ -88,6 +96,11 @@ class Contacts:
     touches_front: Tensor
     cos_bearing: Tensor
 
+    @property
+    def state(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Index of the ego's states: scene, proposal, time."""
+        return self.scene, self.proposal, self.time
+
     def where(self, chosen: Tensor) -> Contacts:
         """The contacts selected by a (M,) bool tensor."""
         return Contacts(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
@@ -107,8 +120,15 @@ def _contacts_at(ego: Footprints, boxes: Boxes, lead: int, dt: float) -> tuple[T
     shift = lead * dt * ego.speed[..., :steps]
     center_x = ego.center_x[..., :steps] + shift * ego.cos[..., :steps]
     center_y = ego.center_y[..., :steps] + shift * ego.sin[..., :steps]
+    squared_reach = (EGO_RADIUS + torch.hypot(boxes.half_length, boxes.half_width)) ** 2 + _SLACK
+    squared_reach = squared_reach.masked_fill(boxes.is_ignored, -_ABSENT)
     object_x, object_y = boxes.x[:, lead : lead + steps], boxes.y[:, lead : lead + steps]
-    scene, time, proposal, item = torch.nonzero(_near(center_x, center_y, object_x, object_y, boxes), as_tuple=True)
+    items = _near_any(center_x, center_y, object_x, object_y, squared_reach)
+    near = circles_overlap(
+        center_x, center_y, _columns(object_x, items), _columns(object_y, items), squared_reach.gather(1, items)
+    )
+    scene, time, proposal, place = torch.nonzero(near, as_tuple=True)
+    item = items[scene, place]
 
     at = (scene, proposal, time)
     box_at = (scene, time + lead, item)
@@ -134,18 +154,39 @@ def _contacts_at(ego: Footprints, boxes: Boxes, lead: int, dt: float) -> tuple[T
     return scene, proposal, time, torch.full_like(time, lead), item, front, cos_bearing
 
 
-def _near(center_x: Tensor, center_y: Tensor, object_x: Tensor, object_y: Tensor, boxes: Boxes) -> Tensor:
-    """(S, T, P, N) bool: circles around ego and object overlap (with some slack), as one matrix product."""
-    ones = torch.ones_like(center_x)
-    ego = torch.stack([-2.0 * center_x, -2.0 * center_y, center_x**2 + center_y**2, ones], dim=-1).transpose(1, 2)
-    radius = EGO_RADIUS + torch.hypot(boxes.half_length, boxes.half_width)
-    squared = object_x**2 + object_y**2 - radius[:, None] ** 2 - _SLACK
-    present = ~torch.isnan(squared) & ~boxes.is_ignored[:, None]
-    x, y, squared = (
-        torch.where(present, value, fill) for value, fill in ((object_x, 0.0), (object_y, 0.0), (squared, _ABSENT))
+def _near_any(x: Tensor, y: Tensor, object_x: Tensor, object_y: Tensor, squared_reach: Tensor) -> Tensor:
+    """(S, K) indices of the objects within reach of some proposal's centre at some time; the others are passed over.
+
+    x, y: (S, P, T);  object_x, object_y: (S, T, N);  squared_reach: (S, N). Judged by the rectangle around all
+    proposals of a time step. K is the largest count of any scene; others are filled up with objects out of reach.
+    """
+    away_x, away_y = (
+        torch.maximum(lower.amin(dim=1)[..., None] - value, value - lower.amax(dim=1)[..., None]).clamp(min=0.0)
+        for lower, value in ((x, object_x), (y, object_y))
     )
-    items = torch.stack([x, y, torch.ones_like(x), squared], dim=-2)
-    return torch.matmul(ego, items) <= 0.0
+    reached = (away_x**2 + away_y**2 <= squared_reach[:, None]).any(dim=1)
+    count = int(reached.sum(dim=1).max())
+    return torch.topk(reached.to(torch.uint8), max(count, 1), dim=1).indices
+
+
+def _columns(values: Tensor, items: Tensor) -> Tensor:
+    """(S, T, N) → (S, T, K), the columns `items` (S, K) of each scene."""
+    return torch.gather(values, 2, items[:, None].expand(-1, values.shape[1], -1))
+
+
+def circles_overlap(x: Tensor, y: Tensor, other_x: Tensor, other_y: Tensor, squared_reach: Tensor) -> Tensor:
+    """(S, T, P, N) bool: points x, y (S, P, T) lie within reach of others (S, T, N); NaN never does.
+
+    One matrix product of x² + y² - 2 x ox - 2 y oy + ox² + oy² - reach²; callers add slack to `squared_reach` (S, N).
+    """
+    points = torch.stack([-2.0 * x, -2.0 * y, x**2 + y**2, torch.ones_like(x)], dim=-1).transpose(1, 2)
+    squared = other_x**2 + other_y**2 - squared_reach[:, None]
+    present = ~torch.isnan(squared)
+    columns = [
+        torch.where(present, value, fill) for value, fill in ((other_x, 0.0), (other_y, 0.0), (squared, _ABSENT))
+    ]
+    others = torch.stack([*columns[:2], torch.ones_like(squared), columns[2]], dim=-2)
+    return torch.matmul(points, others) <= 0.0
 
 
 def rectangles_touch(dx, dy, cos_a, sin_a, length_a, width_a, cos_b, sin_b, length_b, width_b) -> Tensor:

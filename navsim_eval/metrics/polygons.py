@@ -6,6 +6,10 @@ bit a polygon) and which edges pass through the cell. A point differs from its c
 whose boundary is crossed an odd number of times on the straight way between the two, and only edges of that cell can be
 crossed. Points beyond the grid are tested against all edges.
 
+Most questions are smaller than "which polygons?". Whether a wheel is on the road at all does not depend on lane
+boundaries, nor on the border of one polygon where another one covers the whole cell. A `Lookup` says what is asked, and
+has lists of edges of its own that hold only what can change the answer.
+
 Containment is strict, as in shapely's `contains`: a point on the boundary is outside. Holes, multipolygons and
 self-touching rings follow the even-odd rule.
 
@@ -14,6 +18,7 @@ Coordinates are metres relative to an origin near the scene, so that float64 kee
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +34,33 @@ _SLOW_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """What is asked about points, polygons given by index: which of `each` contain it, and for every group in `any_of`
+    whether one of the group does (not which)."""
+
+    each: np.ndarray
+    any_of: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellEdges:
+    """The edges that matter to one lookup, by cell.
+
+    start: (C + 1,) int32 range of each cell in
+    edges: (I,) int32 2 * edge + (1 if the cell's centre lies to the left of the edge)
+    """
+
+    start: np.ndarray
+    edges: np.ndarray
+
+
+@dataclass(frozen=True)
 class PolygonGrid:
     """Polygons of one scene, packed (numpy). P polygons, W = ceil(P / 63) words, C = side² cells.
 
     corner:      (2,) lower corner of the grid;  side: cells per side
     base:        (W, C) int64 polygons that contain the centre of each cell (row-major in y)
-    cell_start:  (C + 1,) int32 range of each cell in `cell_edges`
-    cell_edges:  (I,) int32 2 * edge + (1 if the cell's centre lies to the left of the edge)
+    lookups:     edges by cell for each lookup, by its name
     edges:       (E, 4) float64 x, y of both ends, in the order of the polygons
     edge_polygon: (E,) int32
     """
@@ -43,20 +68,30 @@ class PolygonGrid:
     corner: np.ndarray
     side: int
     base: np.ndarray
-    cell_start: np.ndarray
-    cell_edges: np.ndarray
+    lookups: dict[str, CellEdges]
     edges: np.ndarray
     edge_polygon: np.ndarray
 
     def words(self, chosen: np.ndarray) -> np.ndarray:
         """(W,) int64 words with the bits of the polygons `chosen` by index."""
-        words = np.zeros(len(self.base), np.int64)
-        np.bitwise_or.at(words, chosen // BITS, np.int64(1) << (chosen % BITS))
-        return words
+        return polygon_words(chosen, len(self.base))
 
 
-def build_grid(polygons: np.ndarray, origin: np.ndarray, reach: float) -> PolygonGrid:
-    """Pack shapely polygons (P,) into a grid that covers `reach` metres around `origin` (2,) in all directions."""
+def polygon_words(chosen: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int64 words with the bits of the polygons `chosen` by index."""
+    words = np.zeros(count, np.int64)
+    np.bitwise_or.at(words, chosen // BITS, np.int64(1) << (chosen % BITS))
+    return words
+
+
+def build_grid(
+    polygons: np.ndarray, origin: np.ndarray, reach: float, lookups: Mapping[str, Lookup] | None = None
+) -> PolygonGrid:
+    """Pack shapely polygons (P,) into a grid that covers `reach` metres around `origin` (2,) in all directions.
+
+    lookups: by name; without any there is one, "all", that asks for each polygon
+    """
+    lookups = {"all": Lookup(np.arange(len(polygons)))} if lookups is None else lookups
     edges, owner = polygon_edges(polygons, origin)
     side = 2 * int(np.ceil(reach / CELL)) + 1
     corner = np.full(2, -0.5 * side * CELL + _CENTER_SHIFT)
@@ -69,10 +104,42 @@ def build_grid(polygons: np.ndarray, origin: np.ndarray, reach: float) -> Polygo
     center_y = corner[1] + centers[cells // side]
     ax, ay, bx, by = edges[edge_ids].T
     left = (bx - ax) * (center_y - ay) - (by - ay) * (center_x - ax) > 0.0
-    start = np.zeros(side * side + 1, np.int32)
-    np.cumsum(np.bincount(cells, minlength=side * side), out=start[1:])
-    cell_edges = (2 * edge_ids + left).astype(np.int32)
-    return PolygonGrid(corner, side, base, start, cell_edges, edges, owner)
+    codes = (2 * edge_ids + left).astype(np.int32)
+    packed = {}
+    for name, needed in _needed(lookups, cells, owner[edge_ids], base, len(polygons)):
+        start = np.zeros(side * side + 1, np.int32)
+        np.cumsum(np.bincount(cells[needed], minlength=side * side), out=start[1:])
+        packed[name] = CellEdges(start, codes[needed])
+    return PolygonGrid(corner, side, base, packed, edges, owner)
+
+
+def _needed(
+    lookups: Mapping[str, Lookup], cells: np.ndarray, owner: np.ndarray, base: np.ndarray, polygons: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """For each lookup the entries (I,) bool, sorted by cell, that can change its answer; `owner`: their polygons.
+
+    An edge of a group does not where another polygon of the group covers the whole cell: it contains the centre and has
+    no edge there.
+    """
+    first = np.flatnonzero(np.diff(cells, prepend=-1))  # entry of each cell that has any
+    size = np.diff(first, append=len(cells))
+    bits = np.zeros((len(base), len(cells)), np.int64)
+    bits[owner // BITS, np.arange(len(cells))] = np.int64(1) << (owner % BITS).astype(np.int64)
+    covering = base[:, cells[first]]
+    if len(first):
+        covering &= ~np.bitwise_or.reduceat(bits, first, axis=1)
+    for name, lookup in lookups.items():
+        needed = _members(lookup.each, polygons)[owner]
+        for group in lookup.any_of:
+            settled = ((covering & polygon_words(group, len(base))[:, None]) != 0).any(axis=0)
+            needed |= _members(group, polygons)[owner] & ~np.repeat(settled, size)
+        yield name, needed
+
+
+def _members(chosen: np.ndarray, count: int) -> np.ndarray:
+    member = np.zeros(count, bool)
+    member[chosen] = True
+    return member
 
 
 def polygon_edges(polygons: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +215,7 @@ class PolygonBatch:
     side: Tensor  # (S,) int64
     cell_offset: Tensor  # (S,) int64
     base: Tensor  # (W, cells) int64
-    cell_start: Tensor  # (cells + S,) int64, S separate runs
-    cell_edges: Tensor  # (I,) int64
+    lookups: dict[str, tuple[Tensor, Tensor]]  # per lookup: start (cells + S,), S separate runs, of edges (I,); int32
     edges: Tensor  # (4, E) float64
     edge_polygon: Tensor  # (E,) int64 index within the scene; below as word and bit
     edge_word: Tensor  # (E,) int64
@@ -161,22 +227,25 @@ class PolygonBatch:
         words = max(len(grid.base) for grid in grids)
         base = [np.pad(grid.base, ((0, words - len(grid.base)), (0, 0))) for grid in grids]
         edge_offset = np.cumsum([0] + [len(grid.edges) for grid in grids])
-        entry_offset = np.cumsum([0] + [len(grid.cell_edges) for grid in grids])
         cell_offset = np.cumsum([0] + [grid.side**2 for grid in grids])[:-1]
-        starts = [grid.cell_start + entry for grid, entry in zip(grids, entry_offset, strict=False)]
-        entries = [grid.cell_edges + 2 * edge for grid, edge in zip(grids, edge_offset, strict=False)]
         polygon = np.concatenate([grid.edge_polygon for grid in grids])
 
         def tensor(array: np.ndarray, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
+
+        def lookup(name: str) -> tuple[Tensor, Tensor]:
+            parts = [grid.lookups[name] for grid in grids]
+            entry_offset = np.cumsum([0] + [len(part.edges) for part in parts], dtype=np.int32)
+            starts = [part.start + offset for part, offset in zip(parts, entry_offset, strict=False)]
+            edges = [part.edges + np.int32(2 * offset) for part, offset in zip(parts, edge_offset, strict=False)]
+            return tensor(np.concatenate(starts), torch.int32), tensor(np.concatenate(edges), torch.int32)
 
         return PolygonBatch(
             corner=tensor(np.stack([grid.corner for grid in grids]), torch.float64),
             side=tensor(np.array([grid.side for grid in grids])),
             cell_offset=tensor(cell_offset),
             base=tensor(np.concatenate(base, axis=1)),
-            cell_start=tensor(np.concatenate(starts)),
-            cell_edges=tensor(np.concatenate(entries)),
+            lookups={name: lookup(name) for name in grids[0].lookups},
             edges=tensor(np.concatenate([grid.edges for grid in grids]).T, torch.float64),
             edge_polygon=tensor(polygon),
             edge_word=tensor(polygon // BITS),
@@ -184,59 +253,65 @@ class PolygonBatch:
             edge_offset=tuple(int(offset) for offset in edge_offset),
         )
 
-    def locate(self, scene: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Polygons that strictly contain each point.
+    def locate(self, lookup: str, scene: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Polygons that strictly contain each point, as far as the lookup asks for them.
 
         x, y: (...) points relative to the origin of their scene;  scene: its index, broadcastable to (...)
-        Returns words (W, ...) int64.
+        Returns words (W, ...) int64. Bits of polygons that the lookup does not ask for mean nothing; of a group that it
+        asks for jointly, some bit is set if some polygon of the group contains the point.
         """
         corner_x, corner_y = self.corner[scene].unbind(-1)
         side = self.side[scene]
         column = torch.floor((x - corner_x) / CELL)
         row = torch.floor((y - corner_y) / CELL)
         known = (column >= 0) & (column < side) & (row >= 0) & (row < side)
-        cell = torch.where(known, row * side + column, 0).to(torch.int64) + self.cell_offset[scene]
+        cell = torch.where(known, row * side + column, 0.0).to(torch.int64) + self.cell_offset[scene]
         words = torch.index_select(self.base, 1, cell.reshape(-1))
 
+        starts, edges = self.lookups[lookup]
         entry = (cell + scene).reshape(-1)  # the scenes before have one more start than cells each
-        start = torch.index_select(self.cell_start, 0, entry)
-        count = (torch.index_select(self.cell_start, 0, entry + 1) - start) * known.reshape(-1)
-        center_x = (corner_x + (column + 0.5) * CELL).reshape(-1)
-        center_y = (corner_y + (row + 0.5) * CELL).reshape(-1)
-        self._cross_edges(words, x.reshape(-1), y.reshape(-1), center_x, center_y, start, count)
+        start, end = torch.index_select(starts, 0, entry), torch.index_select(starts, 0, entry + 1)
+        active = torch.nonzero((end > start) & known.reshape(-1)).squeeze(1)
+        points = (x, y, corner_x + (column + 0.5) * CELL, corner_y + (row + 0.5) * CELL)
+        columns = (*(value.reshape(-1) for value in points), start, end - start)
+        self._cross_edges(words, edges, active, *_pick(columns, active))
         if not bool(known.all()):
             self._locate_beyond(
                 words, scene.expand(x.shape).reshape(-1), x.reshape(-1), y.reshape(-1), ~known.reshape(-1)
             )
         return words.reshape(len(words), *x.shape)
 
-    def _cross_edges(self, words, x, y, center_x, center_y, start, count) -> None:
-        """Toggle, in place, the polygons whose edges lie between the cell's centre and the point."""
-        flat, boundary = words.view(-1), None
-        active = torch.nonzero(count).squeeze(1)
-        px, py, cx, cy, start, count = _pick((x, y, center_x, center_y, start, count), active)
-        dx, dy = px - cx, py - cy
-        slot = 0
-        while len(active):
-            entry = torch.index_select(self.cell_edges, 0, start + slot)
-            edge, center_left = entry >> 1, (entry & 1).to(torch.bool)
-            ax, ay, bx, by, word, bit = _pick((*self.edges, self.edge_word, self.edge_bit), edge)
-            straddles = (dx * (ay - cy) > dy * (ax - cx)) != (dx * (by - cy) > dy * (bx - cx))
-            side = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
-            crosses = straddles & ((side > 0.0) != center_left)
-            place = word * words.shape[1] + active
-            flat.scatter_(0, place, flat.gather(0, place) ^ (bit * crosses))
+    def _cross_edges(self, words, edges, active, x, y, center_x, center_y, start, count) -> None:
+        """Toggle, in place, the polygons whose edges lie between the cell's centre and the point.
 
-            in_line = side == 0.0
-            if bool(in_line.any()):
-                touches = in_line & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0)
-                boundary = torch.zeros_like(flat) if boundary is None else boundary
-                boundary.scatter_(0, place, boundary.gather(0, place) | (bit * touches))
-            slot += 1
-            left = torch.nonzero(count > slot).squeeze(1)
-            active, start, count, px, py, cx, cy, dx, dy = _pick((active, start, count, px, py, cx, cy, dx, dy), left)
-        if boundary is not None:
-            flat &= ~boundary
+        words: (W, Q);  active: (M,) the points among Q that have `count` edges to be tested from `start` on in `edges`
+        """
+        first = torch.cumsum(count, 0) - count
+        point = torch.repeat_interleave(count)
+        entry = torch.index_select(start - first, 0, point) + torch.arange(len(point), device=point.device)
+        code = torch.index_select(edges, 0, entry)
+        ax, ay, bx, by, word, bit = _pick((*self.edges, self.edge_word, self.edge_bit), code >> 1)
+        px, py, cx, cy = _pick((x, y, center_x, center_y), point)
+        dx, dy = px - cx, py - cy
+        straddles = (dx * (ay - cy) > dy * (ax - cx)) != (dx * (by - cy) > dy * (bx - cx))
+        side = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
+        crosses = straddles & ((side > 0.0) != (code & 1).to(torch.bool))
+        place = word * words.shape[1] + torch.index_select(active, 0, point)
+        toggled = bit * crosses
+
+        in_line = side == 0.0
+        on_boundary = bool(in_line.any())
+        if on_boundary:
+            touched = bit * (in_line & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0))
+            boundary = torch.zeros_like(words)
+        for slot in range(int(count.max()) if len(active) else 0):  # one edge of every point at a time
+            pair = torch.index_select(first, 0, torch.nonzero(count > slot).squeeze(1)) + slot
+            at, bits = _pick((place, toggled), pair)
+            words.view(-1)[at] ^= bits
+            if on_boundary:
+                boundary.view(-1)[at] |= touched[pair]
+        if on_boundary:
+            words &= ~boundary
 
     def _locate_beyond(self, words: Tensor, scene: Tensor, x: Tensor, y: Tensor, beyond: Tensor) -> None:
         """Fill in, in place, the points (M,) that lie beyond the grid of their scene, by testing all of its edges."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from navsim_eval.metrics.areas import DrivableAreas
+from navsim_eval.metrics.areas import DrivableAreas, area_lookups
 from navsim_eval.metrics.collision import STOPPED_SPEED
 from navsim_eval.metrics.footprint import Boxes
 from navsim_eval.metrics.polygons import PolygonBatch, PolygonGrid, build_grid
@@ -57,21 +57,23 @@ def prepare(cache: MetricCache) -> PreparedScene:
     speed = float(np.hypot(state[StateIndex.VX], state[StateIndex.VY]))
     reach = float(np.clip(_REACH_TIME * speed + _REACH_MARGIN, _MIN_REACH, _MAX_REACH))
     red_polygons = seen.red_light_polygons if cache.metric == "epdms_v2" else seen.red_light_polygons[:0]
-    grid = build_grid(np.concatenate([drivable.polygons, red_polygons]), origin, reach)
     kinds = np.asarray(drivable.kinds)
     is_lane = np.isin(kinds, (AreaKind.LANE, AreaKind.LANE_CONNECTOR))
-    areas = {
-        "lanes": grid.words(np.flatnonzero(is_lane)),
-        "route_lanes": grid.words(np.flatnonzero(is_lane & drivable.on_route)),
-        "drivable": grid.words(np.flatnonzero(np.isin(kinds, _DRIVABLE))),
-        "intersections": grid.words(np.flatnonzero(kinds == AreaKind.INTERSECTION)),
+    roles = {
+        "lanes": np.flatnonzero(is_lane),
+        "route_lanes": np.flatnonzero(is_lane & drivable.on_route),
+        "drivable": np.flatnonzero(np.isin(kinds, _DRIVABLE)),
+        "intersections": np.flatnonzero(kinds == AreaKind.INTERSECTION),
     }
+    red_lights = len(kinds) + np.arange(len(red_polygons))
+    polygons = np.concatenate([drivable.polygons, red_polygons])
+    grid = build_grid(polygons, origin, reach, area_lookups(roles, red_lights))
     return PreparedScene(
         cache=cache,
         origin=origin,
         grid=grid,
-        areas=areas,
-        red_lights=len(kinds) + np.arange(len(red_polygons)),
+        areas={role: grid.words(members) for role, members in roles.items()},
+        red_lights=red_lights,
         centerline=np.asarray(cache.centerline, np.float64)[:, :2] - origin,
         object_poses=np.asarray(seen.poses, np.float64) - np.append(origin, 0.0),
         half_sizes=np.asarray(seen.sizes, np.float64) / 2.0,

@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from navsim_eval.metrics.areas import AreaFlags, DrivableAreas
-from navsim_eval.metrics.collision import COS_BEHIND, after_an_exempted_contact, reduce_first
+from navsim_eval.metrics.areas import AreaFlags, DrivableAreas, rear_axle_in_intersection
+from navsim_eval.metrics.collision import COS_BEHIND, after_an_exempted_contact, careless, reduce_first
 from navsim_eval.metrics.footprint import Boxes, Contacts, Footprints
-from navsim_eval.metrics.polygons import contains_any
 
 LEADS = (0, 3, 6, 9)  # steps of 0.1 s that the ego is projected ahead
 MOVING_SPEED = 0.005  # m/s
@@ -18,7 +17,7 @@ COS_AHEAD = math.cos(math.radians(30.0))
 
 
 def time_to_collision_within_bound(
-    contacts: Contacts, ego: Footprints, boxes: Boxes, areas: AreaFlags, drivable: DrivableAreas, last_time: int
+    contacts: Contacts, ego: Footprints, boxes: Boxes, flags: AreaFlags, areas: DrivableAreas, last_time: int
 ) -> tuple[Tensor, Tensor]:
     """Sub-score (S, P) and the 0.1 s index of the first violation (S, P), inf where there is none.
 
@@ -30,12 +29,12 @@ def time_to_collision_within_bound(
     Source: NAVSIM's PDM scorer, after nuPlan's time-to-collision metric.
     """
     contacts = contacts.where(contacts.time <= last_time)
-    contacts = contacts.where(ego.speed[contacts.scene, contacts.proposal, contacts.time] >= MOVING_SPEED)
-    at = (contacts.scene, contacts.proposal, contacts.time)
+    contacts = contacts.where(ego.speed[contacts.state] >= MOVING_SPEED)
     ahead = contacts.cos_bearing > COS_AHEAD
     behind = contacts.cos_bearing < COS_BEHIND
-    exposed = areas.multiple_lanes[at] | areas.non_drivable[at] | _rear_axle_in_intersection(contacts, ego, drivable)
-    violation = ahead | (exposed & ~behind)
+    beside = ~ahead & ~behind
+    violation = ahead.clone()
+    violation[beside] = _exposed(contacts.where(beside), ego, flags, areas)
     order = contacts.time * (LEADS[-1] + 1) + contacts.lead
     violation &= ~after_an_exempted_contact(contacts, order, ~violation, ego, boxes)
 
@@ -43,12 +42,7 @@ def time_to_collision_within_bound(
     return reduce_first(violations, torch.zeros_like(violations.cos_bearing), ego)
 
 
-def _rear_axle_in_intersection(contacts: Contacts, ego: Footprints, drivable: DrivableAreas) -> Tensor:
-    """(M,) bool, asked only for the states that matter here, each once."""
-    _, proposals, steps = ego.x.shape
-    states, where = torch.unique(
-        (contacts.scene * proposals + contacts.proposal) * steps + contacts.time, return_inverse=True
-    )
-    scene = torch.div(states, proposals * steps, rounding_mode="floor")
-    words = drivable.polygons.locate(scene, ego.x.reshape(-1)[states], ego.y.reshape(-1)[states])
-    return contains_any(words, drivable.intersections[:, scene])[where]
+def _exposed(contacts: Contacts, ego: Footprints, flags: AreaFlags, areas: DrivableAreas) -> Tensor:
+    """(M,) bool: where contacts beside the ego count."""
+    crossing = rear_axle_in_intersection(ego.at(*contacts.state), contacts.scene, areas)
+    return crossing | careless(contacts, ego, flags, areas)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from navsim_eval.errors import DataError
 from navsim_eval.formats.geopackage import FeatureTable, list_layers, read_layer, read_meta, write_geopackage
 from navsim_eval.formats.maps import REQUIRED_LAYERS, Layer, MapStore, RoadMap, canonical_map_name, write_map
+from navsim_eval.pdm.drivable import build_drivable_map
 from tests.golden import GOLDEN, needs_golden
 from tests.navsim_eval.tiny_map import CONNECTOR, LANE, ORIGIN, write_tiny_map
 
@@ -205,6 +206,17 @@ def test_missing_layer_or_column_is_named(tiny: RoadMap, name: str, tmp_path: Pa
         broken = RoadMap(write_geopackage(tmp_path / "b.gpkg", without, read_meta(tiny.path)))
         with pytest.raises(DataError, match=rf"b\.gpkg \[{name}\.{column}\]: column is missing"):
             broken.layer(name)
+
+
+def test_a_map_without_the_layer_of_car_parks_has_none(tiny: RoadMap, tmp_path: Path) -> None:
+    layers = {name: read_layer(tiny.path, name) for name in list_layers(tiny.path)}
+    park = FeatureTable(np.array([77]), layers["intersections"].geometries[:1])
+    maps = {}
+    for name, parks in (("with", {"carpark_areas": park}), ("without", {})):
+        rest = {other: table for other, table in layers.items() if other != "carpark_areas"}
+        maps[name] = RoadMap(write_geopackage(tmp_path / f"{name}.gpkg", {**rest, **parks}, read_meta(tiny.path)))
+    ids = {name: build_drivable_map(found, np.append(ORIGIN, 0.0), []).ids.tolist() for name, found in maps.items()}
+    assert "carpark_areas" not in maps["without"].available and ids["with"] == [*ids["without"], "77"]
 
 
 def test_unknown_ids_and_layers(tiny: RoadMap) -> None:

@@ -40,7 +40,7 @@ def located(grids: list, points: np.ndarray, count: int) -> np.ndarray:
     """(P, S, Q) bool from points (S, Q, 2) relative to ORIGIN."""
     batch = PolygonBatch.of(grids)
     x, y = torch.from_numpy(points).unbind(-1)
-    words = batch.locate(torch.arange(len(grids))[:, None], x, y).numpy()
+    words = batch.locate("all", torch.arange(len(grids))[:, None], x, y).numpy()
     return np.stack([words[p // BITS] >> (p % BITS) & 1 for p in range(count)]).astype(bool)
 
 
@@ -89,7 +89,7 @@ def test_round_coordinates_of_test_worlds_are_located_exactly(seed: int) -> None
 
 def test_a_map_without_polygons_contains_nothing() -> None:
     grid = build_grid(np.array([], dtype=object), ORIGIN, 20.0)
-    assert not PolygonBatch.of([grid]).locate(torch.tensor([[0]]), *torch.zeros(2, 1, 3)).any()
+    assert not PolygonBatch.of([grid]).locate("all", torch.tensor([[0]]), *torch.zeros(2, 1, 3)).any()
 
 
 def test_far_points_are_tested_in_chunks(monkeypatch) -> None:

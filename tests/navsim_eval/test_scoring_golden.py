@@ -11,7 +11,7 @@ import torch
 
 from navsim_eval.formats.logs import read_log
 from navsim_eval.formats.maps import MapStore
-from navsim_eval.metrics.areas import area_flags, locate
+from navsim_eval.metrics.areas import area_flags, locate, straddles_lanes
 from navsim_eval.metrics.extended_comfort import extended_comfort, motion
 from navsim_eval.metrics.footprint import Footprints
 from navsim_eval.metrics.scene_batch import PreparedScene, SceneBatch, prepare
@@ -84,7 +84,9 @@ def test_area_flags_equal_the_reference(metric: str) -> None:
         states[..., :2] -= batch.origin
         ego = Footprints.of(states[None])
         flags = area_flags(locate(ego, batch.areas.polygons), batch.areas)
-        found = torch.stack([flags.multiple_lanes, flags.non_drivable, flags.oncoming], dim=-1)[0]
+        everywhere = torch.nonzero(torch.ones_like(ego.x)).unbind(dim=1)
+        straddles = straddles_lanes(ego.at(*everywhere), everywhere[0], batch.areas).reshape(ego.x.shape)
+        found = torch.stack([straddles, flags.non_drivable, flags.oncoming], dim=-1)[0]
         np.testing.assert_array_equal(found.numpy(), item.debug[name], err_msg=item.name)
 
 

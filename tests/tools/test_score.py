@@ -96,6 +96,18 @@ def test_every_row_is_what_the_library_says(metric, plans, dataset, world, call,
         assert np.isfinite([float(row["two_frame_extended_comfort"] or "nan") for row in rows]).any()
 
 
+def test_metric_cache_names_the_folder_above_the_stores(plans, dataset, world, call, tmp_path) -> None:
+    metric_caches.MetricCaches(world.data, dataset, "pdms_v1", tmp_path / "caches" / "pdms_v1").build(workers=1)
+    tables = []
+    for folder in (tmp_path / "caches", tmp_path / "nothing there"):
+        assert call(f"trajectories={plans}", f"metric_cache={folder}").returncode == 0
+        tables.append((tmp_path / "out" / "scores.csv").read_text())
+    assert tables[0] == tables[1]
+    store = tmp_path / "caches" / "pdms_v1"
+    line = error_line(call(f"trajectories={plans}", f"metric_cache={store}"))
+    assert f"metric_cache={store} is one store; name the folder that holds pdms_v1/: {tmp_path / 'caches'}" in line
+
+
 def test_processes_and_one_process_agree(plans, world, tmp_path) -> None:
     tables = []
     for workers in (1, 2):
