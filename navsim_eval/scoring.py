@@ -45,6 +45,8 @@ from navsim_eval.metrics.traffic_light import traffic_light_compliance
 from navsim_eval.pdm.dynamics import simulate
 from navsim_eval.pdm.types import SIMULATION_DT, MetricCache
 from navsim_eval.score_table import ScoreTable
+from navsim_eval.traffic import NON_REACTIVE, REACTIVE, check_traffic
+from navsim_eval.traffic.worlds import judge_in_own_worlds
 
 LAST_TTC_INDEX = {"pdms_v1": 40, "epdms_v2": 31}
 _ROWS_AT_ONCE = {"cpu": 1024, "cuda": 262_144}
@@ -71,6 +73,13 @@ class SubScores:
         """With `ego_progress` and `score`, progress compared with `best` [m]."""
         columns = with_progress(self.columns, self.details["raw_progress"], best, self.metric)
         return SubScores(self.metric, {**columns, "score": weighted_score(columns, self.metric)}, self.details)
+
+    def updated(self, values: dict[str, Tensor]) -> SubScores:
+        """With other values for some columns and details."""
+        columns, details = (
+            {name: values.get(name, old) for name, old in part.items()} for part in (self.columns, self.details)
+        )
+        return SubScores(self.metric, columns, details)
 
     def select(self, index: tuple | int | slice) -> SubScores:
         """The same for a part of the batch."""
@@ -121,24 +130,28 @@ def score(
     trajectories: np.ndarray | Tensor,
     metric: str = "pdms_v1",
     device: str = "cpu",
+    traffic: str = NON_REACTIVE,
 ) -> ScoreTable:
     """Score N trajectories in each of S scenes.
 
     metric_caches: S caches built for `metric` (or prepared scenes)
     trajectories:  (S, N, T, 3) x [m], y [m], heading [rad] in the ego frame, 0.5 s apart, the first one at 0.5 s;
                    NAVSIM's are T = 8 poses long, a shorter one stays at its last pose
+    traffic:       "non_reactive" (replayed) or, under `epdms_v2`, "reactive": vehicles that follow each other and the
+                   ego by an IDM, so that every trajectory is judged in a world of its own
     Each trajectory is compared with the scene's reference plan only. Under `epdms_v2`, trajectory k of all scenes is
     one planner: extended comfort pairs it with itself in the preceding scene of its log, where that is among the S.
     A trajectory with NaN or infinite numbers is marked invalid. Raises UserError for wrong shapes or caches.
     """
     trajectories = _checked_trajectories(metric_caches, trajectories, metric)
+    check_traffic(traffic, metric)
     scenes = [cache if isinstance(cache, PreparedScene) else prepare(cache) for cache in metric_caches]
     caches = [scene.cache for scene in scenes]
     count = trajectories.shape[1]
     at_once = max(1, _ROWS_AT_ONCE[torch.device(device).type] // (count + 2))
     with _one_thread():
         parts = [
-            _score_scenes(scenes[first : first + at_once], trajectories[first : first + at_once], device)
+            _score_scenes(scenes[first : first + at_once], trajectories[first : first + at_once], device, traffic)
             for first in range(0, len(scenes), at_once)
         ]
     columns, details = ({name: torch.cat([part[k][name] for part in parts]) for name in parts[0][k]} for k in (0, 1))
@@ -162,17 +175,21 @@ def _checked_trajectories(caches: Sequence, trajectories: np.ndarray | Tensor, m
     shape = tuple(trajectories.shape)
     if len(shape) != 4 or shape[3] != 3 or shape[0] != len(caches) or 0 in shape:
         raise UserError(f"trajectories: shape {shape}, expected ({len(caches)} scenes, proposals ≥ 1, poses ≥ 1, 3)")
+    synthetic = set()
     for item in caches:
         cache = item.cache if isinstance(item, PreparedScene) else item
         if cache.metric != metric:
             raise UserError(f"scene {cache.token}: its metric cache was built for {cache.metric}, not for {metric}")
-        if metric == "epdms_v2" and (cache.human_poses is None or cache.history_states is None):
+        if metric == "epdms_v2" and (cache.history_states is None or (cache.human_poses is None) != cache.synthetic):
             raise UserError(f"scene {cache.token}: {metric} needs the human's future poses and past states")
+        synthetic.add(cache.synthetic)
+    if len(synthetic) > 1:
+        raise UserError("recorded and synthetic scenes are two stages; score them in separate calls")
     return trajectories.to(torch.float64)
 
 
 def _score_scenes(
-    scenes: Sequence[PreparedScene], trajectories: Tensor, device: str
+    scenes: Sequence[PreparedScene], trajectories: Tensor, device: str, traffic: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Columns (S, N) and details (S, N, ...) of trajectories (S, N, T, 3), on the CPU, without extended comfort."""
     batch = SceneBatch.of(scenes, device)
@@ -191,11 +208,16 @@ def _score_scenes(
     measured = measure(batch, states)
 
     rows = slice(1, 1 + count)
-    reference, plans = measured.select((slice(None), slice(0, 1))), measured.select((slice(None), rows))
+    reference, plans = measured.select((slice(None), slice(0, 1))), measured.select((slice(None), slice(1, None)))
+    if traffic == REACTIVE:
+        own, reference_there = judge_in_own_worlds(scenes, batch, states, LAST_TTC_INDEX[batch.metric])
+        reference, plans = reference.updated(reference_there), plans.updated(own)
+        reference = reference.select((slice(None), slice(0, count)))
+    human, plans = plans.select((slice(None), slice(count, None))), plans.select((slice(None), slice(0, count)))
     scored = plans.scored(torch.maximum(reference.masked_progress, plans.masked_progress))
     columns = {name: scored.columns[name] for name in (*COLUMNS[batch.metric], "score")}
-    if batch.human_poses is not None:
-        columns = _filtered(columns, measured.select((slice(None), slice(1 + count, None))), batch.metric)
+    if batch.metric == "epdms_v2":
+        columns = _filtered(columns, human if batch.human_poses is not None else None, batch.metric)
     valid = finite & sane[:, rows]
     columns = {name: torch.where(valid, values, torch.nan).cpu() for name, values in columns.items()}
 
@@ -212,10 +234,13 @@ def _score_scenes(
     return columns, {name: values.cpu() for name, values in details.items()}
 
 
-def _filtered(columns: dict[str, Tensor], human: SubScores, metric: str) -> dict[str, Tensor]:
-    """Sub-scores after the human filter, before it as `unfiltered_…`, and `pdm_score`, which never is filtered."""
+def _filtered(columns: dict[str, Tensor], human: SubScores | None, metric: str) -> dict[str, Tensor]:
+    """Sub-scores after the human filter, before it as `unfiltered_…`, and `pdm_score`, which never is filtered.
+
+    human: None in a synthetic scene, which nobody drove: nothing is forgiven there
+    """
     unfiltered = {f"unfiltered_{name}": columns[name] for name in COLUMNS[metric]}
-    filtered = forgive_human_faults(columns, human.columns)
+    filtered = columns if human is None else forgive_human_faults(columns, human.columns)
     return {**filtered, **unfiltered, "pdm_score": columns["score"]}
 
 
