@@ -122,6 +122,9 @@ def score_two_stages(
         for name in (EXTENDED_COMFORT, "score"):
             columns[name][:, planner] = scored.columns[name][: len(tokens)]
         scores.append(scored)
+        unpaired = np.isfinite(columns["pdm_score"][:, planner]) & ~np.isfinite(columns["score"][:, planner])
+        for row in np.flatnonzero(unpaired):
+            failures.setdefault(tokens[row], "no extended comfort: its neighbour, 0.5 s away, has no score")
     kept = set(columns) - {"motion", "start_pose", "start_time"}
     return {name: values for name, values in columns.items() if name in kept}, failures, scores
 
