@@ -15,6 +15,7 @@ from navsim_eval.coverage import SensorCoverage, SplitCoverage
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.logs import frame_from_dict, read_log_dicts
 from navsim_eval.formats.splits import LOGS_FOLDER, SceneFilter, Split, find_split, logs_of_part
+from navsim_eval.formats.synthetic import SyntheticScene
 from navsim_eval.log_index import LogSummary, default_memory, summarize_logs
 from navsim_eval.scene import FRAME_INTERVAL_S, Frame, Scene
 
@@ -157,6 +158,14 @@ class SceneDataset:
         log_name, start = self._window(token)
         frames = self._log(log_name).frames(start, self.split.scene_filter.num_frames)
         return Scene(frames, self.split.scene_filter.num_history_frames, self.sensor_root)
+
+    def observed(self, token: str) -> Scene | SyntheticScene:
+        """A scene with everything that scoring may know about its future."""
+        return self[token]
+
+    def source_file(self, token: str) -> Path:
+        """File that a scene is read from."""
+        return self.logs / f"{self.log_of(token)}.pkl"
 
     def subset(self, tokens: Iterable[str] | None = None, log_names: Iterable[str] | None = None) -> SceneDataset:
         """The same dataset narrowed to some tokens and/or logs, without scanning again; order is kept.

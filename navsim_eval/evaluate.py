@@ -30,10 +30,13 @@ from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.pdm.types import MetricCache
 from navsim_eval.planners import NUM_POSES, Planner, Plans, make_baseline
 from navsim_eval.predictions import Predictions, scene_facts
+from navsim_eval.pseudo_simulation import Protocol, choose_protocols, open_split, score_two_stages, split_of
 from navsim_eval.report.build import Run, write_report
 from navsim_eval.results import FORMATS, Coverage, Results, headline, make_summary, save_json
 from navsim_eval.scene import Scene
-from navsim_eval.score_file import score_scenes
+from navsim_eval.score_scenes import score_scenes
+from navsim_eval.traffic import NON_REACTIVE
+from navsim_eval.two_stage_dataset import TwoStageDataset
 
 STAGES = ("all", "infer", "score")
 _SCENES_PER_WORKER = 32  # fewer are done sooner than a process starts
@@ -50,7 +53,9 @@ class EvaluateConfig:
 
     planner:      name or checkpoint folder, or a list of them
     split:        a published split, or a folder under navsim_logs/
-    metric:       pdms_v1, epdms_v2, or a list
+    metric:       pdms_v1, epdms_v2, epdms_v2_unfixed_filter (as published before its filter was mended), or a list
+    stages:       1, 2, or 0: two under EPDMS where the split lists second-stage scenes
+    traffic:      non_reactive (replayed), reactive (EPDMS only), or empty: reactive in two stages, else replayed
     stage:        all; infer (write predictions only); score (read them again)
     output_dir:   results; one folder per planner (and per metric) below it where several are asked for
     metric_cache: folder of metric caches, one sub-folder a metric; empty: <output_dir>/metric_cache
@@ -65,6 +70,8 @@ class EvaluateConfig:
     planner: Any = "constant_velocity"
     split: str = "test"
     metric: Any = "pdms_v1"
+    stages: int = 0
+    traffic: str = ""
     stage: str = "all"
     output_dir: str = ""
     metric_cache: str = ""
@@ -110,8 +117,9 @@ def evaluate(
     Raises UserError for a wrong configuration, an empty split, missing predictions, or when the numeric self-check
     fails. Broken scenes do not raise: they are counted in the summaries.
     """
-    limit = config.max_scenes or None
-    dataset = SceneDataset.from_config(config.data, config.split, max_scenes=limit, progress=progress is not silent)
+    protocols = choose_protocols(config.metric, split_of(config.data, config.split), config.stages, config.traffic)
+    stages, limit = protocols[config.metric[0]].stages, config.max_scenes or None
+    dataset = open_split(config.data, config.split, stages, max_scenes=limit, progress=progress is not silent)
     caches = {
         metric: MetricCaches(config.data, dataset, metric, store_folder(config.metric_cache, metric))
         for metric in config.metric
@@ -143,11 +151,11 @@ def evaluate(
     for metric, store in caches.items():
         started = time.perf_counter()
         with progress(f"scores ({metric})", len(dataset)) as advance:
-            scored = score_predictions(made, store, workers, advance)
+            scored = score_predictions(made, store, workers, advance, protocols[metric])
         seconds = round(time.perf_counter() - started, 2)
         for predictions, results, folder in zip(made, scored, folders, strict=True):
             target = folder if len(caches) == 1 else folder / metric
-            runs.append(_write_run(predictions, results, dataset, target, seconds))
+            runs.append(_write_run(predictions, results, dataset, target, seconds, protocols[metric]))
     if len(runs) > 1:
         save_json(Path(config.output_dir) / "summary.json", {"runs": [_line(run, config.output_dir) for run in runs]})
     if config.report:
@@ -155,13 +163,20 @@ def evaluate(
     return runs
 
 
-def _write_run(predictions: Predictions, results: Results, dataset: SceneDataset, folder: Path, seconds: float) -> Run:
+def _write_run(
+    predictions: Predictions,
+    results: Results,
+    dataset: SceneDataset | TwoStageDataset,
+    folder: Path,
+    seconds: float,
+    protocol: Protocol,
+) -> Run:
     """Write `scores.csv` and `summary.json` of one planner under one metric."""
     manifest = predictions.manifest
     summary = make_summary(
         results, coverage_of(dataset, predictions, results), planner=manifest["planner"], split=dataset.split.name,
-        seed=manifest["seed"], seconds={"infer": manifest["seconds"], "score_all_planners": seconds},
-        environment=describe_environment(),
+        seed=manifest["seed"], stages=protocol.stages, traffic=protocol.traffic,
+        seconds={"infer": manifest["seconds"], "score_all_planners": seconds}, environment=describe_environment(),
     )  # fmt: skip
     results.save_csv(folder / "scores.csv")
     save_json(folder / "summary.json", summary)
@@ -191,7 +206,11 @@ def planner_folders(config: EvaluateConfig) -> list[Path]:
 
 
 def infer(
-    planner: Planner, dataset: SceneDataset, batch_size: int, seed: int, progress: Callable[[int], None] | None = None
+    planner: Planner,
+    dataset: SceneDataset | TwoStageDataset,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Plans for every readable scene. A scene whose files are broken is left out and named in the manifest."""
     started = time.perf_counter()
@@ -228,7 +247,7 @@ def infer(
     )
 
 
-def _batches(dataset: SceneDataset, size: int) -> Iterator[tuple[list[Scene], dict[str, str]]]:
+def _batches(dataset: SceneDataset | TwoStageDataset, size: int) -> Iterator[tuple[list[Scene], dict[str, str]]]:
     """Scenes in the order of the split, `size` tokens at a time, and those that cannot be read with the reason."""
     for start in range(0, len(dataset), size):
         scenes, unreadable = [], {}
@@ -255,7 +274,7 @@ def _plan(planner: Planner, scenes: list[Scene], failures: dict[str, str]) -> It
         yield from _plan(planner, [scene], failures)
 
 
-def load_predictions(path: Path, split: str, dataset: SceneDataset) -> Predictions:
+def load_predictions(path: Path, split: str, dataset: SceneDataset | TwoStageDataset) -> Predictions:
     """Read predictions and make sure that they are of this split. Raises DataError otherwise."""
     predictions = Predictions.load(path)
     made_for = predictions.manifest.get("split")
@@ -275,23 +294,35 @@ def score_predictions(
     caches: MetricCaches,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
+    protocol: Protocol | None = None,
 ) -> list[Results]:
     """Score the plans of several planners together, so that each scene is prepared once.
 
+    protocol: default: the metric of the caches in one stage, with replayed traffic
     Results hold one row for every scene of the split, failed ones included, in split order.
     """
-    tokens = caches.dataset.tokens
+    protocol = protocol or Protocol(caches.metric, 1, NON_REACTIVE)
+    dataset, tokens = caches.dataset, caches.dataset.tokens
     place = {token: index for index, token in enumerate(tokens)}
     trajectories = np.full((len(tokens), len(predictions), NUM_POSES, 3), np.nan)
     for index, made in enumerate(predictions):
         trajectories[[place[token] for token in made.tokens.tolist()], index] = made.trajectories
-    columns, unscored = score_scenes(caches, list(tokens), trajectories, workers, progress)
+    stages: list[dict] = [{} for _ in predictions]
+    second = None
+    if protocol.stages == 2:
+        columns, unscored, scored = score_two_stages(caches, trajectories, protocol, workers, progress)
+        stages = [item.as_dict() for item in scored]
+        second = np.array([dataset.is_second_stage(token) for token in tokens])
+    else:
+        columns, unscored = score_scenes(caches, list(tokens), trajectories, workers, progress, protocol.judging)
     return [
         Results(
-            caches.metric,
+            protocol.metric,
             np.array(tokens, str),
-            {name: columns[name][:, index] for name in FORMATS[caches.metric].columns},
+            {name: columns[name][:, index] for name in FORMATS[protocol.metric].columns},
             _reasons(made, tokens, columns["score"][:, index], unscored),
+            stages[index],
+            second,
         )
         for index, made in enumerate(predictions)
     ]
@@ -309,7 +340,7 @@ def _reasons(
     return reasons
 
 
-def coverage_of(dataset: SceneDataset, predictions: Predictions, results: Results) -> Coverage:
+def coverage_of(dataset: SceneDataset | TwoStageDataset, predictions: Predictions, results: Results) -> Coverage:
     """Expected against found, planned and scored scenes, with every reason."""
     account = dataset.coverage
     reasons = dict(account.logs_broken)
@@ -325,7 +356,7 @@ def coverage_of(dataset: SceneDataset, predictions: Predictions, results: Result
     )
 
 
-def _expected(dataset: SceneDataset) -> int:
+def _expected(dataset: SceneDataset | TwoStageDataset) -> int:
     listed = dataset.coverage.scenes_expected
     return len(dataset) if listed is None else listed
 

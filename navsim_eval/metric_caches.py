@@ -18,20 +18,29 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.synthetic import SyntheticScene
+from navsim_eval.metrics.aggregate import base_metric
 from navsim_eval.pdm.cache import FORMAT_VERSION, build_metric_cache, from_arrays, to_arrays
 from navsim_eval.pdm.types import MetricCache
 from navsim_eval.shards import BuildReport, ShardReader, build_shards
+from navsim_eval.two_stage_dataset import TwoStageDataset
 
 _SOURCE = "source_bytes"
-_DEFLATED = ("drivable_map.polygons.wkb", "observation.poses", "observation.red_light_polygons.wkb", "centerline")
+_DEFLATED = (
+    "drivable_map.polygons.wkb",
+    "observation.poses",
+    "observation.red_light_polygons.wkb",
+    "centerline",
+    "traffic.points",
+)
 
 
 def store_folder(parent: Path | str, metric: str) -> Path:
     """Where the store of a metric lies: `metric_cache=` of every tool names the parent, with one sub-folder a metric.
 
-    Raises UserError where `parent` is itself a store.
+    Revisions of a metric share a store. Raises UserError where `parent` is itself a store.
     """
-    parent = Path(parent)
+    parent, metric = Path(parent), base_metric(metric)
     if (parent / "manifest.json").exists():
         raise UserError(f"metric_cache={parent} is one store; name the folder that holds {metric}/: {parent.parent}")
     return parent / metric
@@ -40,11 +49,14 @@ def store_folder(parent: Path | str, metric: str) -> Path:
 class MetricCaches:
     """Metric caches of one split under one metric version. Picklable: workers reopen the files.
 
+    dataset: recorded scenes, or those of both stages (`TwoStageDataset`);  metric: revisions share their base's caches
     folder: of the store; None, or a folder without a store: every cache is computed when it is asked for
     """
 
-    def __init__(self, data: DataConfig, dataset: SceneDataset, metric: str, folder: Path | str | None = None):
-        self.dataset, self.metric = dataset, metric
+    def __init__(
+        self, data: DataConfig, dataset: SceneDataset | TwoStageDataset, metric: str, folder: Path | str | None = None
+    ):
+        self.dataset, self.metric = dataset, base_metric(metric)
         self.folder = None if folder is None else Path(folder)
         self.maps = MapStore(data.maps, data.map_version)
 
@@ -94,10 +106,11 @@ class MetricCaches:
         return ShardReader(self.folder, expect=self.manifest) if stored else None
 
     def _build(self, token: str) -> MetricCache:
-        scene = self.dataset[token]
-        return build_metric_cache(scene, self.maps.get(scene.map_name), metric=self.metric)
+        scene = self.dataset.observed(token)
+        window = scene.scene if isinstance(scene, SyntheticScene) else scene
+        return build_metric_cache(scene, self.maps.get(window.map_name), metric=self.metric)
 
     def _source(self, token: str, map_name: str) -> np.ndarray:
-        """(2,) int64 bytes of the log and of the map that a scene comes from."""
-        paths = self.dataset.logs / f"{self.dataset.log_of(token)}.pkl", self.maps.path(map_name)
+        """(2,) int64 bytes of the file (log, or second-stage scene) and of the map that a scene comes from."""
+        paths = self.dataset.source_file(token), self.maps.path(map_name)
         return np.array([path.stat().st_size for path in paths], np.int64)

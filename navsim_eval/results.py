@@ -25,7 +25,7 @@ class MetricFormat:
     """How one metric version is written down.
 
     title:    for people;  headline: key of the summary;  columns: of the CSV, in NAVSIM's order, `score` last
-    average:  token of the closing row
+    average:  token of the closing row (of one stage)
     """
 
     title: str
@@ -34,6 +34,11 @@ class MetricFormat:
     average: str
 
 
+_EPDMS_COLUMNS = (
+    "no_at_fault_collisions", "drivable_area_compliance", "driving_direction_compliance",
+    "traffic_light_compliance", "ego_progress", "time_to_collision_within_bound", "lane_keeping",
+    "history_comfort", "two_frame_extended_comfort", "score",
+)  # fmt: skip
 FORMATS = {
     "pdms_v1": MetricFormat(
         "PDMS (NAVSIM v1.1)",
@@ -42,15 +47,13 @@ FORMATS = {
          "comfort", "driving_direction_compliance", "score"),
         "average",
     ),
-    "epdms_v2": MetricFormat(
-        "EPDMS (NAVSIM v2.2, one stage)",
-        "epdms",
-        ("no_at_fault_collisions", "drivable_area_compliance", "driving_direction_compliance",
-         "traffic_light_compliance", "ego_progress", "time_to_collision_within_bound", "lane_keeping",
-         "history_comfort", "two_frame_extended_comfort", "score"),
-        "average_all_frames",
+    "epdms_v2": MetricFormat("EPDMS (NAVSIM v2.2)", "epdms", _EPDMS_COLUMNS, "average_all_frames"),
+    "epdms_v2_unfixed_filter": MetricFormat(
+        "EPDMS (NAVSIM v2, human filter before its fix)", "epdms_unfixed_filter", _EPDMS_COLUMNS, "average_all_frames"
     ),
 }  # fmt: skip
+TWO_STAGE_ROW = "extended_pdm_score"
+STAGES = ("stage_one", "stage_two", "combined")
 
 SHORT = {
     "no_at_fault_collisions": "NC",
@@ -75,12 +78,16 @@ class Results:
     tokens:   (S,) str, every scene that was to be scored, failed ones included
     columns:  name → (S,) float64; NaN in the rows of failed scenes and where a sub-score is not defined
     failures: token → reason
+    two_stage: means of STAGES by column, None where undefined; empty in one stage
+    second:   (S,) bool scenes of the second stage, None in one stage
     """
 
     metric: str
     tokens: np.ndarray
     columns: Mapping[str, np.ndarray]
     failures: Mapping[str, str] = field(default_factory=dict)
+    two_stage: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    second: np.ndarray | None = None
 
     @property
     def valid(self) -> np.ndarray:
@@ -88,12 +95,23 @@ class Results:
         return np.isfinite(self.columns["score"])
 
     def means(self) -> dict[str, float | None]:
-        """Mean of every column over the scenes where it is defined; None where it is nowhere."""
+        """Mean of every column over the scenes where it is defined; None where it is nowhere.
+
+        In two stages: the combined value, which no mean over scenes gives.
+        """
+        if self.two_stage:
+            return {name: self.two_stage["combined"][name] for name in self.columns}
         defined = {name: values[np.isfinite(values)] for name, values in self.columns.items()}
         return {name: float(values.mean()) if len(values) else None for name, values in defined.items()}
 
     def save_csv(self, path: Path | str) -> Path:
-        """Write NAVSIM's result file: unnamed index, token, valid, sub-scores, score, and the closing mean row."""
+        """Write NAVSIM's result file: unnamed index, token, valid, sub-scores, score, and the closing rows.
+
+        In two stages, sub-scores come once with the ending `_stage_one` and once with `_stage_two`, one of them empty
+        in each scene's row, and the closing rows are the means of stage one, stage two, and both combined.
+        """
+        if self.two_stage:
+            return self._save_two_stage_csv(path)
         form, means = FORMATS[self.metric], self.means()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -103,6 +121,26 @@ class Results:
             writer.writerow([index, token, bool(valid), *map(_cell, row)])
         closing = [_cell(means[name]) for name in form.columns]
         writer.writerow([len(rows), form.average, bool(self.valid.all()), *closing])
+        return atomic_write(path, text.getvalue())
+
+    def _save_two_stage_csv(self, path: Path | str) -> Path:
+        names = [name for name in FORMATS[self.metric].columns if name != "score"]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["", "token", "valid", *(f"{name}_{stage}" for stage in STAGES[:2] for name in names), "score"])
+        empty = [""] * len(names)
+        for index, (token, valid, second) in enumerate(zip(self.tokens, self.valid, self.second, strict=True)):
+            own = [_cell(self.columns[name][index]) for name in names]
+            halves = [*empty, *own] if second else [*own, *empty]
+            writer.writerow([index, token, bool(valid), *halves, _cell(self.columns["score"][index])])
+        shown = {"stage_one": (1, 0), "stage_two": (0, 1), "combined": (1, 1)}
+        for offset, (stage, halves) in enumerate(shown.items()):
+            cells = [
+                [_cell(self.two_stage[part][name]) for name in names] if show else empty
+                for part, show in zip(STAGES[:2], halves, strict=True)
+            ]
+            row = [len(self.tokens) + offset, f"{TWO_STAGE_ROW}_{stage}", bool(self.valid.all())]
+            writer.writerow([*row, *cells[0], *cells[1], _cell(self.two_stage[stage]["score"])])
         return atomic_write(path, text.getvalue())
 
     @classmethod
@@ -160,16 +198,18 @@ def make_summary(
 ) -> dict[str, Any]:
     """What `summary.json` says. The headline (`pdms` or `epdms`) is null unless coverage is complete."""
     form, means = FORMATS[results.metric], results.means()
+    stages = {"two_stage": dict(results.two_stage)} if results.two_stage else {}
     return {
         "planner": dict(planner),
         "metric": results.metric,
-        "metric_title": form.title,
+        "metric_title": form.title + (", two stages" if stages else ""),
         "split": split,
         "seed": seed,
         "verdict": coverage.verdict,
         form.headline: means["score"] if coverage.complete else None,
         "coverage": coverage.as_dict(),
         "means_over_scored": means,
+        **stages,
         **more,
     }
 
@@ -196,6 +236,10 @@ def score_rows(summaries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
         shown = _points(value) if value is not None else "—"
         scenes = f"{coverage['scored']}" if summary["verdict"] == "complete" else summary["verdict"]
         rows.append([summary["planner"]["name"], shown, *(_points(means[name]) for name in names), scenes])
+        for stage in STAGES[:2] if "two_stage" in summary else ():
+            part = summary["two_stage"][stage]
+            label = f"  {stage.replace('_', ' ')}"
+            rows.append([label, _points(part["score"]), *(_points(part[name]) for name in names), ""])
     return header, rows
 
 

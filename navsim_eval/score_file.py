@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +18,15 @@ from navsim_eval import selfcheck
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.executor import describe_error, run_jobs
-from navsim_eval.formats.splits import find_split
 from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.metrics.aggregate import METRICS, table_columns
+from navsim_eval.metrics.two_stage import TwoStageScores
+from navsim_eval.pseudo_simulation import Protocol, choose_protocol, score_two_stages, split_of
+from navsim_eval.results import save_json
+from navsim_eval.score_scenes import score_scenes
 from navsim_eval.score_table import ScoreTable, check_writable
-from navsim_eval.scoring import prepare, score
+from navsim_eval.two_stage_dataset import TwoStageDataset
 
-_TRAJECTORIES_PER_JOB = 2048
-_SCENES_PER_JOB = 32
 _LISTED = 10
 
 # Opens a progress display for so many scenes: a context manager that gives a function to be told how many are done.
@@ -40,7 +40,10 @@ class ScoreConfig:
     trajectories: npz with tokens (S,) str and trajectories (S, N, T, 3): x, y [m], heading [rad] in the ego frame now,
                   0.5 s apart, the first one at 0.5 s (NAVSIM: T = 8)
     split:        a published split, or a folder under navsim_logs/; its logs have to hold every token
-    metric:       pdms_v1 or epdms_v2
+    metric:       pdms_v1, epdms_v2, or epdms_v2_unfixed_filter (EPDMS as published before its human filter was mended)
+    stages:       1, 2, or 0: two under EPDMS where the split lists second-stage scenes; the file then holds the
+                  trajectories of both stages, and two_stage.json beside the table the aggregate of each proposal
+    traffic:      non_reactive (replayed), reactive (EPDMS only), or empty: reactive in two stages, else replayed
     output:       .csv or .parquet; empty: <output_dir>/scores.csv
     output_dir:   empty: $NAVSIM_EXP_ROOT/score, else outputs/score
     metric_cache: folder of metric caches (made by tools/cache.py or tools/evaluate.py), one sub-folder a metric; empty:
@@ -52,6 +55,8 @@ class ScoreConfig:
     trajectories: str = ""
     split: str = "test"
     metric: str = "pdms_v1"
+    stages: int = 0
+    traffic: str = ""
     output: str = ""
     output_dir: str = ""
     metric_cache: str = ""
@@ -69,11 +74,16 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class FileScores:
-    """The table of all S × N rows in the order of the file, and why scenes (tokens) have no scores in it."""
+    """The table of all S × N rows in the order of the file, and why scenes (tokens) have no scores in it.
+
+    two_stage: the aggregate of each of the N proposals, where there are two stages
+    """
 
     table: ScoreTable
     scenes: int
     failures: dict[str, str]
+    protocol: Protocol
+    two_stage: list[TwoStageScores] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -87,13 +97,23 @@ def score_file(config: ScoreConfig, progress: Progress | None = None) -> FileSco
     Raises UserError for a wrong configuration or file and for tokens that the split's logs do not hold. A scene that
     cannot be read or scored does not raise: its rows are invalid and NaN, and it is named in `failures`.
     """
+    protocol = choose_protocol(config.metric, split_of(config.data, config.split), config.stages, config.traffic)
     selfcheck.require_sound()
     tokens, trajectories = read_trajectories(config.trajectories)
-    dataset, unreadable = _dataset_of(config, tokens)
     folder = store_folder(config.metric_cache, config.metric) if config.metric_cache else None
+    dataset, unreadable = _dataset_of(config, tokens, protocol)
     caches = MetricCaches(config.data, dataset, config.metric, folder)
+    two_stage: list[TwoStageScores] = []
     with (progress or _silent)(len(dataset)) as advance:
-        columns, failures = score_scenes(caches, tokens, trajectories, config.workers, advance)
+        if protocol.stages == 2:
+            row_of = {token: row for row, token in enumerate(tokens)}
+            rows = [row_of[token] for token in dataset.tokens]
+            found, failures, two_stage = score_two_stages(caches, trajectories[rows], protocol, config.workers, advance)
+            columns = {name: np.full(trajectories.shape[:2], np.nan) for name in table_columns(config.metric)}
+            for name in columns:
+                columns[name][rows] = found[name]
+        else:
+            columns, failures = score_scenes(caches, tokens, trajectories, config.workers, advance, protocol.judging)
     count = trajectories.shape[1]
     logs = [dataset.log_of(token) if token in dataset else "" for token in tokens]
     table = ScoreTable(
@@ -105,7 +125,11 @@ def score_file(config: ScoreConfig, progress: Progress | None = None) -> FileSco
         columns={name: values.ravel() for name, values in columns.items()},
     )
     table.save(config.output)
-    return FileScores(table, len(tokens), {**unreadable, **failures})
+    if two_stage:
+        proposals = [scored.as_dict() for scored in two_stage]
+        content = {"metric": config.metric, "split": config.split, "traffic": protocol.traffic, "proposals": proposals}
+        save_json(Path(config.output).with_name("two_stage.json"), content)
+    return FileScores(table, len(tokens), {**unreadable, **failures}, protocol, two_stage)
 
 
 def _silent(total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -139,14 +163,23 @@ def read_trajectories(path: Path | str) -> tuple[list[str], np.ndarray]:
     return names, trajectories
 
 
-def _dataset_of(config: ScoreConfig, tokens: list[str]) -> tuple[SceneDataset, dict[str, str]]:
+def _dataset_of(
+    config: ScoreConfig, tokens: list[str], protocol: Protocol
+) -> tuple[SceneDataset | TwoStageDataset, dict[str, str]]:
     """The scenes of the tokens, and the tokens that may lie in logs that cannot be read, with the reason."""
-    find_split(config.split, config.data.root, config.data.filters)
     try:
-        dataset = SceneDataset.from_config(config.data, config.split, tokens=tokens)
+        if protocol.stages == 2:
+            dataset = TwoStageDataset.from_config(config.data, config.split, tokens=tokens)
+        else:
+            dataset = SceneDataset.from_config(config.data, config.split, tokens=tokens)
     except UserError as error:
         raise UserError(f"{config.trajectories}: none of its scenes is there ({_listed(tokens)}): {error}") from error
-    missing, broken = dataset.coverage.tokens_missing, dataset.coverage.logs_broken
+    if protocol.stages == 2:
+        absent = [token for token in dataset.tokens if token not in set(tokens)]
+        if absent:
+            problem = f"two stages need all scenes of a group; {len(absent)} are not in the file: {_listed(absent)}"
+            raise UserError(f"{config.trajectories}: {problem}")
+    missing, broken = [token for token in tokens if token not in dataset], dataset.coverage.logs_broken
     if missing and not broken:
         where = f"the logs of split {config.split} under {config.data.root} do not hold"
         raise UserError(f"{config.trajectories}: {where} {len(missing)} of {len(tokens)} tokens: {_listed(missing)}")
@@ -156,81 +189,3 @@ def _dataset_of(config: ScoreConfig, tokens: list[str]) -> tuple[SceneDataset, d
 def _listed(tokens: list[str] | tuple[str, ...]) -> str:
     more = f", … ({len(tokens) - _LISTED} more)" if len(tokens) > _LISTED else ""
     return ", ".join(tokens[:_LISTED]) + more
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Neighbouring scenes of one log; the first `context` of them only serve metrics that pair neighbours."""
-
-    tokens: list[str]
-    trajectories: np.ndarray
-    context: int
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    """What a worker does with a job: (tokens of the scenes scored, {name: (n, N)}, failures {token: reason})."""
-
-    caches: MetricCaches
-
-    def __call__(self, job: _Job) -> tuple[list[str], dict[str, np.ndarray], dict[str, str]]:
-        failures, rows, prepared = {}, [], []
-        for row, token in enumerate(job.tokens):
-            try:
-                prepared.append(prepare(self.caches[token]))
-                rows.append(row)
-            except Exception as error:  # one odd scene must not take its neighbours along; it is counted and named
-                failures[token] = describe_error(error)
-        if not rows:
-            return [], {}, failures
-        table = score(prepared, job.trajectories[rows], metric=self.caches.metric)
-        columns = {name: values.reshape(len(rows), -1) for name, values in table.columns.items()}
-        return [job.tokens[row] for row in rows], columns, failures
-
-
-def score_scenes(
-    caches: MetricCaches,
-    tokens: list[str],
-    trajectories: np.ndarray,
-    workers: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Score trajectories (S, N, T, 3) of scenes given by token, in parallel.
-
-    Returns columns {name: (S, N)} in input order, NaN for scenes that failed or that the data set does not hold, and
-    the reasons of failures by token. `progress` is told how many scenes are newly finished.
-    """
-    row_of = {token: row for row, token in enumerate(tokens)}
-    known = [token for token in caches.dataset.tokens if token in row_of]
-    count = trajectories.shape[1]
-    columns = {name: np.full((len(tokens), count), np.nan) for name in table_columns(caches.metric)}
-    failures: dict[str, str] = {}
-    jobs = list(_job_tokens(caches, known, count))
-    items = (_Job(names, trajectories[[row_of[name] for name in names]], context) for names, context in jobs)
-    for (names, context), outcome in zip(jobs, run_jobs(_Scorer(caches), items, workers=workers), strict=True):
-        mine = names[context:]
-        if outcome.ok:
-            scored, values, failed = outcome.value
-            failures |= {token: failed[token] for token in mine if token in failed}
-            kept = [index for index, token in enumerate(scored) if token not in names[:context]]
-            for name in values:
-                columns[name][[row_of[scored[index]] for index in kept]] = values[name][kept]
-        else:
-            failures |= dict.fromkeys(mine, outcome.error)
-        if progress:
-            progress(len(mine))
-    return columns, failures
-
-
-def _job_tokens(caches: MetricCaches, tokens: list[str], count: int) -> Iterator[tuple[list[str], int]]:
-    """Runs of scenes of one log; where neighbours are paired, those that may precede the first come along."""
-    dataset, pairs = caches.dataset, caches.metric == "epdms_v2"
-    at_most = int(np.clip(_TRAJECTORIES_PER_JOB // count, 1, _SCENES_PER_JOB))
-    start = 0
-    while start < len(tokens):
-        log, stop = dataset.log_of(tokens[start]), start + 1
-        while stop < len(tokens) and stop - start < at_most and dataset.log_of(tokens[stop]) == log:
-            stop += 1
-        context = int(pairs and start > 0 and dataset.log_of(tokens[start - 1]) == log)
-        yield tokens[start - context : stop], context
-        start = stop

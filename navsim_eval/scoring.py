@@ -23,6 +23,8 @@ from navsim_eval.errors import UserError
 from navsim_eval.metrics.aggregate import (
     COLUMNS,
     METRICS,
+    base_metric,
+    final_score,
     forgive_human_faults,
     multiplier,
     table_columns,
@@ -45,6 +47,8 @@ from navsim_eval.metrics.traffic_light import traffic_light_compliance
 from navsim_eval.pdm.dynamics import simulate
 from navsim_eval.pdm.types import SIMULATION_DT, MetricCache
 from navsim_eval.score_table import ScoreTable
+from navsim_eval.traffic import NON_REACTIVE, REACTIVE, check_traffic
+from navsim_eval.traffic.worlds import judge_in_own_worlds
 
 LAST_TTC_INDEX = {"pdms_v1": 40, "epdms_v2": 31}
 _ROWS_AT_ONCE = {"cpu": 1024, "cuda": 262_144}
@@ -71,6 +75,13 @@ class SubScores:
         """With `ego_progress` and `score`, progress compared with `best` [m]."""
         columns = with_progress(self.columns, self.details["raw_progress"], best, self.metric)
         return SubScores(self.metric, {**columns, "score": weighted_score(columns, self.metric)}, self.details)
+
+    def updated(self, values: dict[str, Tensor]) -> SubScores:
+        """With other values for some columns and details."""
+        columns, details = (
+            {name: values.get(name, old) for name, old in part.items()} for part in (self.columns, self.details)
+        )
+        return SubScores(self.metric, columns, details)
 
     def select(self, index: tuple | int | slice) -> SubScores:
         """The same for a part of the batch."""
@@ -121,29 +132,44 @@ def score(
     trajectories: np.ndarray | Tensor,
     metric: str = "pdms_v1",
     device: str = "cpu",
+    traffic: str = NON_REACTIVE,
+    pair_scenes: bool = True,
 ) -> ScoreTable:
     """Score N trajectories in each of S scenes.
 
     metric_caches: S caches built for `metric` (or prepared scenes)
+    metric:        "pdms_v1", "epdms_v2", or a revision (see `metrics.aggregate.base_metric`)
     trajectories:  (S, N, T, 3) x [m], y [m], heading [rad] in the ego frame, 0.5 s apart, the first one at 0.5 s;
                    NAVSIM's are T = 8 poses long, a shorter one stays at its last pose
+    traffic:       "non_reactive" (replayed) or, under `epdms_v2`, "reactive": vehicles that follow each other and the
+                   ego by an IDM, so that every trajectory is judged in a world of its own
+    pair_scenes:   False leaves extended comfort to the caller (two stages); the details then hold what that takes:
+                   `motion` (R, 2, 41), `start_pose` (R, 3) global rear axle now, `start_time` (R,) s
     Each trajectory is compared with the scene's reference plan only. Under `epdms_v2`, trajectory k of all scenes is
     one planner: extended comfort pairs it with itself in the preceding scene of its log, where that is among the S.
+    Synthetic scenes are not paired, and no human was there whose faults could be forgiven.
     A trajectory with NaN or infinite numbers is marked invalid. Raises UserError for wrong shapes or caches.
     """
     trajectories = _checked_trajectories(metric_caches, trajectories, metric)
+    check_traffic(traffic, base_metric(metric))
     scenes = [cache if isinstance(cache, PreparedScene) else prepare(cache) for cache in metric_caches]
     caches = [scene.cache for scene in scenes]
     count = trajectories.shape[1]
     at_once = max(1, _ROWS_AT_ONCE[torch.device(device).type] // (count + 2))
+    chunks = _chunks([cache.synthetic for cache in caches], at_once)
     with _one_thread():
-        parts = [
-            _score_scenes(scenes[first : first + at_once], trajectories[first : first + at_once], device)
-            for first in range(0, len(scenes), at_once)
-        ]
-    columns, details = ({name: torch.cat([part[k][name] for part in parts]) for name in parts[0][k]} for k in (0, 1))
-    if metric == "epdms_v2":
-        columns = _with_extended_comfort(columns, details.pop("motion"), caches)
+        parts = [_score_scenes([scenes[i] for i in chunk], trajectories[chunk], device, traffic) for chunk in chunks]
+    back = np.argsort(np.concatenate(chunks))
+    columns, details = (
+        {name: torch.cat([part[k][name] for part in parts])[back] for name in parts[0][k]} for k in (0, 1)
+    )
+    if base_metric(metric) == "epdms_v2":
+        pairs = _pairs(caches) if pair_scenes else []
+        columns = _with_extended_comfort(columns, details["motion"], pairs, metric)
+        if pair_scenes:
+            del details["motion"]
+        else:
+            details |= _starts(caches, count)
     return ScoreTable(
         metric=metric,
         tokens=np.repeat(np.array([cache.token for cache in caches], str), count),
@@ -162,17 +188,18 @@ def _checked_trajectories(caches: Sequence, trajectories: np.ndarray | Tensor, m
     shape = tuple(trajectories.shape)
     if len(shape) != 4 or shape[3] != 3 or shape[0] != len(caches) or 0 in shape:
         raise UserError(f"trajectories: shape {shape}, expected ({len(caches)} scenes, proposals ≥ 1, poses ≥ 1, 3)")
+    base = base_metric(metric)
     for item in caches:
         cache = item.cache if isinstance(item, PreparedScene) else item
-        if cache.metric != metric:
+        if cache.metric != base:
             raise UserError(f"scene {cache.token}: its metric cache was built for {cache.metric}, not for {metric}")
-        if metric == "epdms_v2" and (cache.human_poses is None or cache.history_states is None):
+        if base == "epdms_v2" and (cache.history_states is None or (cache.human_poses is None) != cache.synthetic):
             raise UserError(f"scene {cache.token}: {metric} needs the human's future poses and past states")
     return trajectories.to(torch.float64)
 
 
 def _score_scenes(
-    scenes: Sequence[PreparedScene], trajectories: Tensor, device: str
+    scenes: Sequence[PreparedScene], trajectories: Tensor, device: str, traffic: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Columns (S, N) and details (S, N, ...) of trajectories (S, N, T, 3), on the CPU, without extended comfort."""
     batch = SceneBatch.of(scenes, device)
@@ -191,11 +218,16 @@ def _score_scenes(
     measured = measure(batch, states)
 
     rows = slice(1, 1 + count)
-    reference, plans = measured.select((slice(None), slice(0, 1))), measured.select((slice(None), rows))
+    reference, plans = measured.select((slice(None), slice(0, 1))), measured.select((slice(None), slice(1, None)))
+    if traffic == REACTIVE:
+        own, reference_there = judge_in_own_worlds(scenes, batch, states, LAST_TTC_INDEX[batch.metric])
+        reference, plans = reference.updated(reference_there), plans.updated(own)
+        reference = reference.select((slice(None), slice(0, count)))
+    human, plans = plans.select((slice(None), slice(count, None))), plans.select((slice(None), slice(0, count)))
     scored = plans.scored(torch.maximum(reference.masked_progress, plans.masked_progress))
     columns = {name: scored.columns[name] for name in (*COLUMNS[batch.metric], "score")}
-    if batch.human_poses is not None:
-        columns = _filtered(columns, measured.select((slice(None), slice(1 + count, None))), batch.metric)
+    if batch.metric == "epdms_v2":
+        columns = _filtered(columns, human if batch.human_poses is not None else None, batch.metric)
     valid = finite & sane[:, rows]
     columns = {name: torch.where(valid, values, torch.nan).cpu() for name, values in columns.items()}
 
@@ -212,26 +244,52 @@ def _score_scenes(
     return columns, {name: values.cpu() for name, values in details.items()}
 
 
-def _filtered(columns: dict[str, Tensor], human: SubScores, metric: str) -> dict[str, Tensor]:
-    """Sub-scores after the human filter, before it as `unfiltered_…`, and `pdm_score`, which never is filtered."""
+def _filtered(columns: dict[str, Tensor], human: SubScores | None, metric: str) -> dict[str, Tensor]:
+    """Sub-scores after the human filter, before it as `unfiltered_…`, and `pdm_score`, which never is filtered.
+
+    human: None in a synthetic scene, which nobody drove: nothing is forgiven there
+    """
     unfiltered = {f"unfiltered_{name}": columns[name] for name in COLUMNS[metric]}
-    filtered = forgive_human_faults(columns, human.columns)
+    filtered = columns if human is None else forgive_human_faults(columns, human.columns)
     return {**filtered, **unfiltered, "pdm_score": columns["score"]}
 
 
+def _starts(caches: Sequence[MetricCache], count: int) -> dict[str, Tensor]:
+    """Where and when scenes start, once for each of their trajectories."""
+    poses = torch.from_numpy(np.stack([cache.initial_state[:3] for cache in caches]))
+    times = torch.tensor([cache.start_time_us * 1e-6 for cache in caches], dtype=torch.float64)
+    return {
+        "start_pose": poses[:, None].expand(-1, count, -1),
+        "start_time": times[:, None].expand(-1, count),
+    }
+
+
+def _chunks(synthetic: Sequence[bool], at_once: int) -> list[np.ndarray]:
+    """Rows to be scored together: at most so many, recorded scenes (which need the human) apart from synthetic ones."""
+    kinds = (np.flatnonzero(np.asarray(synthetic) == kind) for kind in (False, True))
+    return [rows[first : first + at_once] for rows in kinds for first in range(0, len(rows), at_once)]
+
+
+def _pairs(caches: Sequence[MetricCache]) -> list[tuple[int, int, float]]:
+    recorded = [row for row, cache in enumerate(caches) if not cache.synthetic]
+    names, times = [caches[row].log_name for row in recorded], [caches[row].start_time_us for row in recorded]
+    return [(recorded[later], recorded[earlier], gap) for later, earlier, gap in preceding_scenes(names, times)]
+
+
 def _with_extended_comfort(
-    columns: dict[str, Tensor], motions: Tensor, caches: Sequence[MetricCache]
+    columns: dict[str, Tensor], motions: Tensor, pairs: Sequence[tuple[int, int, float]], metric: str
 ) -> dict[str, Tensor]:
-    """Columns of `epdms_v2` with extended comfort (NaN without a preceding scene) and the final score."""
+    """Columns of EPDMS with extended comfort (NaN without a preceding scene) and the final score.
+
+    pairs: (scene, preceding scene, gap in s)
+    """
     comfort = torch.full_like(columns["pdm_score"], torch.nan)
-    for scene, earlier, gap in preceding_scenes(
-        [cache.log_name for cache in caches], [cache.start_time_us for cache in caches]
-    ):
+    for scene, earlier, gap in pairs:
         known = torch.isfinite(columns["pdm_score"][scene] + columns["pdm_score"][earlier])
         pair = extended_comfort(motions[scene], motions[earlier], gap)
         comfort[scene] = torch.where(known, pair, torch.nan)
     columns = {**columns, "two_frame_extended_comfort": comfort}
-    return {**columns, "score": weighted_score(columns, "epdms_v2")}
+    return {**columns, "score": final_score(columns, metric)}
 
 
 def score_batch(prepared: PreparedScene, states: Tensor | np.ndarray, ignored_tokens: Sequence[str] = ()) -> SubScores:

@@ -97,20 +97,48 @@ def select_synthetic_scenes(
     `synthetic_scene_tokens` decide, or a scene belongs to the window whose last frame it starts from.
     Raises DataError for a folder without scenes.
     """
-    paths = sorted(Path(folder).glob("*.pkl"))
-    if not paths:
-        raise DataError(folder, "no synthetic scenes (*.pkl)", remedy="download the two-stage split")
     logs = None if scene_filter.log_names is None else set(scene_filter.log_names)
     listed = None if scene_filter.synthetic_scene_tokens is None else set(scene_filter.synthetic_scene_tokens)
     last, chosen = set(last_tokens), {}
-    for path in paths:
-        meta = FieldReader(load_pickle(path, _stand_ins()), path, "scene").inner("scene_metadata")
+    for path in _scene_files(folder):
+        meta = _metadata(path)
         token, original = (meta.parse(key, str) for key in ("initial_token", "corresponding_original_scene"))
         if logs is not None and meta.parse("log_name", str) not in logs:
             continue
         if token in listed if listed is not None else original in last:
             chosen[token] = path
     return chosen
+
+
+def list_synthetic_scenes(
+    folder: Path | str, tokens: Collection[str]
+) -> tuple[dict[str, tuple[Path, str]], dict[str, str]]:
+    """Second-stage scenes by initial token → file and log name, those of `tokens` that the folder holds.
+
+    Also returns the files that cannot be read, by name, with the reason. Raises DataError for a folder without scenes.
+    """
+    wanted, found, broken = set(tokens), {}, {}
+    for path in _scene_files(folder):
+        try:
+            meta = _metadata(path)
+            token, log = meta.parse("initial_token", str), meta.parse("log_name", str)
+        except DataError as error:
+            broken[path.name] = str(error)
+            continue
+        if token in wanted:
+            found[token] = path, log
+    return found, broken
+
+
+def _scene_files(folder: Path | str) -> list[Path]:
+    paths = sorted(Path(folder).glob("*.pkl"))
+    if not paths:
+        raise DataError(folder, "no synthetic scenes (*.pkl)", remedy="download the two-stage split")
+    return paths
+
+
+def _metadata(path: Path) -> FieldReader:
+    return FieldReader(load_pickle(path, _stand_ins()), path, "scene").inner("scene_metadata")
 
 
 def _frame(field: FieldReader, meta: FieldReader) -> Frame:

@@ -31,7 +31,7 @@ WEIGHTS = {
         "two_frame_extended_comfort": 2.0,
     },
 }
-METRICS = tuple(WEIGHTS)
+METRICS = ("pdms_v1", "epdms_v2", "epdms_v2_unfixed_filter")
 
 # In the order of NAVSIM's result files.
 COLUMNS = {
@@ -67,12 +67,24 @@ FORGIVABLE = (
 )
 
 
+def base_metric(metric: str) -> str:
+    """The generation, "pdms_v1" or "epdms_v2", that a metric is a revision of; it decides about caches and sub-scores.
+
+    `epdms_v2_unfixed_filter` is EPDMS as NAVSIM v2 computed it until its human filter was mended (issue 151 of the
+    NAVSIM repository, opened in September 2025): reported sub-scores are those after the filter, but the final score is
+    still made of those before it. Older published numbers are of this kind; they can only be lower, wherever the
+    recorded human had a fault, and are not comparable with `epdms_v2`.
+    """
+    return "epdms_v2" if metric == "epdms_v2_unfixed_filter" else metric
+
+
 def table_columns(metric: str) -> tuple[str, ...]:
-    """Columns of a score table: sub-scores, under `epdms_v2` also those before the human filter, `score` last."""
-    if metric == "pdms_v1":
-        return (*COLUMNS[metric], "score")
-    unfiltered = (f"unfiltered_{name}" for name in COLUMNS[metric])
-    return (*COLUMNS[metric], "two_frame_extended_comfort", *unfiltered, "pdm_score", "score")
+    """Columns of a score table: sub-scores, under EPDMS also those before the human filter, `score` last."""
+    base = base_metric(metric)
+    if base == "pdms_v1":
+        return (*COLUMNS[base], "score")
+    unfiltered = (f"unfiltered_{name}" for name in COLUMNS[base])
+    return (*COLUMNS[base], "two_frame_extended_comfort", *unfiltered, "pdm_score", "score")
 
 
 def multiplier(columns: Mapping[str, Tensor], metric: str) -> Tensor:
@@ -106,6 +118,13 @@ def weighted_score(columns: Mapping[str, Tensor], metric: str) -> Tensor:
             total = total + torch.where(known, weight * columns[name], 0.0)
             weight_sum = weight_sum + weight * known.to(torch.float64)
     return multiplier(columns, metric) * total / weight_sum
+
+
+def final_score(columns: Mapping[str, Tensor], metric: str) -> Tensor:
+    """Score of a table's columns under a metric or one of its revisions (see `base_metric`)."""
+    if metric == "epdms_v2_unfixed_filter":
+        columns = {name: columns.get(f"unfiltered_{name}", values) for name, values in columns.items()}
+    return weighted_score(columns, base_metric(metric))
 
 
 def forgive_human_faults(columns: Mapping[str, Tensor], human: Mapping[str, Tensor]) -> dict[str, Tensor]:

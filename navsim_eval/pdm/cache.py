@@ -8,7 +8,7 @@ them, cut by `offsets`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 
@@ -17,53 +17,63 @@ import shapely
 
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.maps import RoadMap
+from navsim_eval.formats.synthetic import FutureStep, SyntheticScene
 from navsim_eval.pdm.drivable import build_drivable_map
 from navsim_eval.pdm.lane_graph import lane_graph
-from navsim_eval.pdm.observation import FRAME_STEPS, forecast, recorded_observation, resample, without_tracks_at
+from navsim_eval.pdm.observation import FRAME_STEPS, forecast, recorded_observation, resample, split_at_ego
 from navsim_eval.pdm.reference import ReferencePlan, plan_reference
 from navsim_eval.pdm.route import Route, correct_route, route_centerline, starting_lane
-from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation, StateIndex
+from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation, StateIndex, TrafficStart
 from navsim_eval.scene import Frame, Scene
+from navsim_eval.traffic.rails import start_of_traffic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FUTURE_FRAMES = {"pdms_v1": 10, "epdms_v2": 8}  # observed by each metric version
 HUMAN_POSES = 8
 HISTORY_STEP_US = 100_000
-_OPTIONAL = ("human_poses", "history_states")
+_OPTIONAL = ("human_poses", "history_states", "traffic")
+_PARTS = {"drivable_map": DrivableMap, "observation": Observation, "traffic": TrafficStart}
 
 
-def build_metric_cache(scene: Scene, road_map: RoadMap, metric: str = "pdms_v1") -> MetricCache:
-    """Prepare a scene for scoring under "pdms_v1" (NAVSIM v1.1) or "epdms_v2" (NAVSIM v2.2, log replay).
+def build_metric_cache(scene: Scene | SyntheticScene, road_map: RoadMap, metric: str = "pdms_v1") -> MetricCache:
+    """Prepare a scene for scoring under "pdms_v1" (NAVSIM v1.1) or "epdms_v2" (NAVSIM v2.2).
 
-    Raises DataError where the scene cannot be scored (no route in this map, too few or unlabelled future frames) and
-    UserError for an unknown metric.
+    A synthetic scene can be scored under "epdms_v2" only. Raises DataError where the scene cannot be scored (no route
+    in this map, too few or unlabelled future frames) and UserError for a metric that is unknown, or not for this scene.
     """
     return build_with_plan(scene, road_map, metric)[0]
 
 
-def build_with_plan(scene: Scene, road_map: RoadMap, metric: str) -> tuple[MetricCache, ReferencePlan]:
+def build_with_plan(scene: Scene | SyntheticScene, road_map: RoadMap, metric: str) -> tuple[MetricCache, ReferencePlan]:
     """As `build_metric_cache`, together with the reference planner's proposals and their scores."""
     if metric not in FUTURE_FRAMES:
         raise UserError(f"metric '{metric}' is unknown; choose one of {', '.join(FUTURE_FRAMES)}")
-    frame, graph = scene.current, lane_graph(road_map)
-    frames = _observed_frames(scene, metric)
-    route = correct_route(frame.roadblock_ids, frame.ego_pose, graph, token=scene.token)
+    synthetic = isinstance(scene, SyntheticScene)
+    if synthetic and metric == "pdms_v1":
+        raise UserError(f"scene {scene.scene.token}: pdms_v1 has no second stage; score synthetic scenes as epdms_v2")
+    window = scene.scene if synthetic else scene
+    frame, graph = window.current, lane_graph(road_map)
+    frames = (frame, *_observed_future(window.token, scene.future, metric))
+    route = correct_route(frame.roadblock_ids, frame.ego_pose, graph, token=window.token)
     drivable_map = build_drivable_map(road_map, frame.ego_pose, route.lanes)
     start = starting_lane(route, drivable_map, frame.ego_pose, graph)
+    observation, traffic = _world(frames, road_map, route, metric)
     cache = MetricCache(
         metric=metric,
-        token=scene.token,
-        log_name=scene.log_name,
-        map_name=scene.map_name,
+        token=window.token,
+        log_name=window.log_name,
+        map_name=window.map_name,
         start_time_us=frame.timestamp_us,
         initial_state=initial_state(frame),
         centerline=route_centerline(route, start, graph),
         drivable_map=drivable_map,
-        observation=_scoring_observation(frames, road_map, route, metric),
+        observation=observation,
         reference_poses=np.empty((0, 3)),
-        human_poses=scene.human_trajectory(HUMAN_POSES) if len(scene.future) >= HUMAN_POSES else None,
-        history_states=history_states(scene) if metric == "epdms_v2" else None,
+        human_poses=None if len(window.future) < HUMAN_POSES else window.human_trajectory(HUMAN_POSES),
+        history_states=history_states(window) if metric == "epdms_v2" else None,
         unknown_route_ids=np.array(route.unknown, dtype=np.str_),
+        synthetic=synthetic,
+        traffic=traffic,
     )
     plan = plan_reference(cache, road_map.speed_limit(start), forecast(frame, road_map, route.lanes))
     return replace(cache, reference_poses=plan.poses), plan
@@ -90,22 +100,26 @@ def history_states(scene: Scene) -> np.ndarray:
     return np.column_stack([np.interp(samples, times, column) for column in states.T])
 
 
-def _observed_frames(scene: Scene, metric: str) -> tuple[Frame, ...]:
+def _observed_future(token: str, future: Sequence[Frame | FutureStep], metric: str) -> Sequence[Frame | FutureStep]:
     wanted = FUTURE_FRAMES[metric]
-    if len(scene.future) < wanted:
+    if len(future) < wanted:
         raise DataError(
-            scene.token,
-            f"{len(scene.future)} future frames, {metric} observes {wanted}",
+            token,
+            f"{len(future)} future frames, {metric} observes {wanted}",
             remedy=f"cut windows with {wanted} future frames",
         )
-    return (scene.current, *scene.future[:wanted])
+    return future[:wanted]
 
 
-def _scoring_observation(frames: tuple[Frame, ...], road_map: RoadMap, route: Route, metric: str) -> Observation:
+def _world(
+    frames: tuple[Frame | FutureStep, ...], road_map: RoadMap, route: Route, metric: str
+) -> tuple[Observation, TrafficStart | None]:
+    """The replayed world, and under `epdms_v2` what the world that reacts to the ego starts from."""
     if metric == "pdms_v1":
-        return recorded_observation(frames)
+        return recorded_observation(frames), None
     edges = [edge for block in route.logged for edge in road_map.interior_edges(block)]
-    return without_tracks_at(recorded_observation(frames, edges, road_map), frames[0].ego_pose)
+    kept, dropped = split_at_ego(recorded_observation(frames, edges, road_map), frames[0].ego_pose)
+    return kept, start_of_traffic(frames, kept, dropped, road_map)
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
@@ -119,7 +133,7 @@ def to_arrays(cache: MetricCache) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {"format_version": np.array(FORMAT_VERSION)}
     for field in fields(MetricCache):
         value = getattr(cache, field.name)
-        if isinstance(value, DrivableMap | Observation):
+        if value is not None and field.name in _PARTS:
             for part in fields(value):
                 _put(arrays, f"{field.name}.{part.name}", getattr(value, part.name))
         elif value is not None:
@@ -140,18 +154,26 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> MetricCache:
         raise DataError("metric cache", problem, remedy="build it again with tools/cache.py")
     try:
         values = {
-            name: _scalar(arrays[name])
+            name: _part(arrays, name) if name in _PARTS else _scalar(arrays[name])
             for name in (field.name for field in fields(MetricCache))
-            if name not in ("drivable_map", "observation") and not (name in _OPTIONAL and name not in arrays)
+            if not (name in _OPTIONAL and _absent(arrays, name))
         }
-        drivable_map = DrivableMap(**{f.name: _get(arrays, f"drivable_map.{f.name}") for f in fields(DrivableMap)})
-        parts = {f.name: _get(arrays, f"observation.{f.name}") for f in fields(Observation)}
-        if int(arrays["observation.stride"]) != 1:
-            parts["poses"] = resample(parts["poses"])
     except KeyError as error:
         remedy = "build it again with tools/cache.py"
         raise DataError("metric cache", "array is missing", field=str(error.args[0]), remedy=remedy) from error
-    return MetricCache(drivable_map=drivable_map, observation=Observation(**parts), **values)
+    return MetricCache(**values)
+
+
+def _absent(arrays: Mapping[str, np.ndarray], name: str) -> bool:
+    return not any(key == name or key.startswith(f"{name}.") for key in arrays)
+
+
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> DrivableMap | Observation | TrafficStart:
+    """One of the nested parts of a cache."""
+    values = {field.name: _get(arrays, f"{name}.{field.name}") for field in fields(_PARTS[name])}
+    if name == "observation" and int(arrays["observation.stride"]) != 1:
+        values["poses"] = resample(values["poses"])
+    return _PARTS[name](**values)
 
 
 def _put(arrays: dict[str, np.ndarray], name: str, value: object) -> None:

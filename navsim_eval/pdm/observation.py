@@ -7,13 +7,14 @@ k · 0.5 s, whatever its time stamp says), as both published evaluators do.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
 
 from navsim_eval.errors import DataError
 from navsim_eval.formats.maps import RoadMap
+from navsim_eval.formats.synthetic import FutureStep
 from navsim_eval.geometry import box_corners, ego_center, ego_corners, to_global, wrap_angle
 from navsim_eval.pdm.types import Observation
 from navsim_eval.scene import STATIC_CLASSES, BoxIndex, Frame
@@ -62,11 +63,14 @@ class Forecast:
     ignored_red_lights: np.ndarray
 
 
-def global_objects(frame: Frame) -> Objects:
-    """The annotated boxes of a frame, moved from its ego frame to global coordinates.
+def global_objects(frame: Frame | FutureStep) -> Objects:
+    """The annotated boxes of a frame, moved from its ego frame to global coordinates (where a step's are already).
 
     Raises DataError where the frame carries no annotations.
     """
+    if isinstance(frame, FutureStep):
+        is_agent = ~np.isin(frame.names, STATIC_CLASSES)
+        return Objects(frame.track_tokens, frame.names, frame.poses, frame.sizes[:, :2], is_agent, frame.velocity)
     boxes = frame.annotations
     if boxes is None:
         raise DataError(frame.token, "the frame has no annotations", field="anns", remedy="score a labelled split")
@@ -85,7 +89,7 @@ def global_objects(frame: Frame) -> Objects:
 
 
 def recorded_observation(
-    frames: Sequence[Frame], red_light_edges: Collection[str] = (), road_map: RoadMap | None = None
+    frames: Sequence[Frame | FutureStep], red_light_edges: Collection[str] = (), road_map: RoadMap | None = None
 ) -> Observation:
     """The recorded future at 10 Hz.
 
@@ -131,23 +135,23 @@ def resample(keyframes: np.ndarray) -> np.ndarray:
     return poses
 
 
-def without_tracks_at(observation: Observation, ego_pose: np.ndarray) -> Observation:
-    """The observation without tracks whose box overlaps the ego now: log replay of NAVSIM v2 drops them for good.
+def split_at_ego(observation: Observation, ego_pose: np.ndarray) -> tuple[Observation, Observation]:
+    """Tracks whose box is clear of the ego now, and those that overlap it: log replay of NAVSIM v2 drops the latter.
 
     ego_pose: (3,) rear axle.
     """
-    keep = ~_overlaps_ego(observation.poses[0], observation.sizes, ego_pose)
-    if keep.all():
-        return observation
-    return Observation(
-        tokens=observation.tokens[keep],
-        poses=observation.poses[:, keep],
-        sizes=observation.sizes[keep],
-        is_agent=observation.is_agent[keep],
-        speed=observation.speed[keep],
-        red_light_ids=observation.red_light_ids,
-        red_light_polygons=observation.red_light_polygons,
-        red_light_active=observation.red_light_active,
+    overlaps = _overlaps_ego(observation.poses[0], observation.sizes, ego_pose)
+    return _tracks(observation, ~overlaps), _tracks(observation, overlaps)
+
+
+def _tracks(observation: Observation, chosen: np.ndarray) -> Observation:
+    return replace(
+        observation,
+        tokens=observation.tokens[chosen],
+        poses=observation.poses[:, chosen],
+        sizes=observation.sizes[chosen],
+        is_agent=observation.is_agent[chosen],
+        speed=observation.speed[chosen],
     )
 
 
@@ -207,7 +211,7 @@ def _overlaps_ego(poses: np.ndarray, sizes: np.ndarray, ego_pose: np.ndarray) ->
 
 
 def _red_lights(
-    frames: Sequence[Frame], edges: Collection[str], road_map: RoadMap | None
+    frames: Sequence[Frame | FutureStep], edges: Collection[str], road_map: RoadMap | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Connectors among `edges` that are red in some frame: ids (R,), polygons (R,), and when (F, R) bool."""
     edges = set(edges)

@@ -74,6 +74,40 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class TrafficStart:
+    """What reactive traffic starts from (v2), laid out by `navsim_eval.traffic.rails`. Global coordinates.
+
+    Tracks, M = N + D of them, are those of the observation and behind them the `dropped` ones: tracks that touch the
+    ego now, which log replay removes for good and reactive traffic does not.
+
+    replayed, seen_now: (M,) bool  follows its log also under reactive traffic (no vehicle);  is there now
+    dropped_tokens, dropped_poses, dropped_sizes, dropped_is_agent, dropped_speed: as in `Observation`, D tracks
+    vehicle:      (A,) int32 tracks that are driven, in order;  line: (A,) int32 line that each drives along
+    snapped:      (A, 3) box centre and heading when put onto the line
+    progress:     (A,) arc length along the line now [m];  target_speed: (A,) m/s
+    points:       (V, 3) vertices of all lines: x, y, heading;  line l has those from offsets[l] to offsets[l + 1]
+    offsets:      (L + 1,) int64
+    standing:     (B,) int32 vehicle tracks that stay where they are as long as nothing drives into them
+    """
+
+    replayed: np.ndarray
+    seen_now: np.ndarray
+    dropped_tokens: np.ndarray
+    dropped_poses: np.ndarray
+    dropped_sizes: np.ndarray
+    dropped_is_agent: np.ndarray
+    dropped_speed: np.ndarray
+    vehicle: np.ndarray
+    line: np.ndarray
+    snapped: np.ndarray
+    progress: np.ndarray
+    target_speed: np.ndarray
+    points: np.ndarray
+    offsets: np.ndarray
+    standing: np.ndarray
+
+
+@dataclass(frozen=True)
 class MetricCache:
     """One scene, ready to score any number of proposals under one metric version.
 
@@ -86,6 +120,8 @@ class MetricCache:
     human_poses:       (8, 3) future human poses relative to the current pose (2 Hz), or None
     history_states:    (H, 11) past ego states at 10 Hz for history comfort (v2), else None
     unknown_route_ids: (U,) str logged route ids that the map does not hold, dropped from the route
+    synthetic:         a second-stage scene of NAVSIM v2: nobody drove it, so it has no human poses
+    traffic:           what reactive traffic starts from (v2), else None
     """
 
     metric: str
@@ -101,3 +137,5 @@ class MetricCache:
     human_poses: np.ndarray | None = None
     history_states: np.ndarray | None = None
     unknown_route_ids: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.str_))
+    synthetic: bool = False
+    traffic: TrafficStart | None = None

@@ -159,7 +159,7 @@ def test_poses_that_do_not_follow_from_keyframes_are_kept_whole(road_map: RoadMa
 
 def test_arrays_of_another_version_or_with_a_part_missing_are_refused(road_map: RoadMap) -> None:
     arrays = to_arrays(build_metric_cache(scene(), road_map))
-    with pytest.raises(DataError, match=r"format version 0, this code reads 1.*cache\.py"):
+    with pytest.raises(DataError, match=r"format version 0, this code reads 2.*cache\.py"):
         from_arrays({**arrays, "format_version": np.array(0)})
     for name in ("centerline", "observation.sizes", "drivable_map.polygons.offsets", "observation.stride"):
         with pytest.raises(DataError, match=rf"{name}"):

@@ -14,7 +14,7 @@ from navsim_eval.errors import DataError
 from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import box_corners, wrap_angle
 from navsim_eval.pdm.lane_graph import lane_graph
-from navsim_eval.pdm.observation import forecast, global_objects, recorded_observation, resample, without_tracks_at
+from navsim_eval.pdm.observation import forecast, global_objects, recorded_observation, resample, split_at_ego
 from navsim_eval.pdm.route import correct_route
 from navsim_eval.scene import Annotations, Frame
 from tests.golden import needs_golden
@@ -116,7 +116,7 @@ def test_a_frame_without_labels_is_refused() -> None:
 def test_nothing_around_the_ego_is_an_empty_observation(road_map: RoadMap) -> None:
     seen = recorded_observation([frame(index=index) for index in range(11)])
     assert seen.poses.shape == (51, 0, 3)
-    assert without_tracks_at(seen, frame().ego_pose).poses.shape == (51, 0, 3)
+    assert split_at_ego(seen, frame().ego_pose)[0].poses.shape == (51, 0, 3)
     assert forecast(frame(), road_map, ()).observation.poses.shape == (51, 0, 3)
 
 
@@ -135,7 +135,7 @@ def test_tracks_that_overlap_the_ego_now_are_dropped() -> None:
     seen = recorded_observation(
         [frame(car("far", 30.0), car("touching", 5.0)), *later, frame(car("late", 1.0), index=2)]
     )
-    kept = without_tracks_at(seen, frame().ego_pose)
+    kept = split_at_ego(seen, frame().ego_pose)[0]
     assert kept.tokens.tolist() == ["far", "late"]  # the ego's front is at 4.05 m, a car at 5 m reaches back to 3 m
     np.testing.assert_array_equal(kept.poses, seen.poses[:, [0, 2]])
 

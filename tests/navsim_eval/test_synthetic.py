@@ -2,94 +2,26 @@
 
 from __future__ import annotations
 
-import copyreg
-import enum
 import os
 import pickle
 import sys
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import shapely
 
 from navsim_eval.errors import DataError
 from navsim_eval.formats.splits import SceneFilter
-from navsim_eval.formats.synthetic import read_synthetic_scene, select_synthetic_scenes
-
-ACTORS = "nuplan.common.actor_state"
-MAPS = "nuplan.common.maps.maps_datatypes"
-
-
-class Nuplan:
-    """Classes that pickle as nuPlan's do, in stub modules; gone again when the pickles are written."""
-
-    def __init__(self) -> None:
-        self.agent = self._plain(f"{ACTORS}.agent", "Agent")
-        self.static = self._plain(f"{ACTORS}.static_object", "StaticObject")
-        self.box = self._plain(f"{ACTORS}.oriented_box", "OrientedBox")
-        self.metadata = self._plain(f"{ACTORS}.scene_object", "SceneObjectMetadata")
-        self.pose = self._plain(f"{ACTORS}.state_representation", "StateSE2", slots=True)
-        self.vector = self._plain(f"{ACTORS}.state_representation", "StateVector2D", slots=True)
-        self.tracks = self._plain(f"{ACTORS}.tracked_objects", "TrackedObjects")
-        self.detections = self._plain("nuplan.planning.simulation.observation.observation_type", "DetectionsTracks")
-        self.light = self._plain(MAPS, "TrafficLightStatusData")
-        self.lights = self._plain(MAPS, "TrafficLightStatuses")
-        self.kind = self._enum(f"{ACTORS}.tracked_objects_types", "TrackedObjectType", 8)
-        self.status = self._enum(MAPS, "TrafficLightStatusType", 4)
-
-    def _plain(self, module: str, name: str, slots: bool = False) -> Callable[..., Any]:
-        """Constructor of a class whose state pickles as a dict, or as (dict, slots) the way slotted classes do."""
-
-        def reduce(instance: Any, _: int) -> tuple:
-            state = dict(instance.__dict__)
-            return copyreg.__newobj__, (type(instance),), (None, state) if slots else state
-
-        made = type(name, (), {"__module__": module, "__reduce_ex__": reduce})
-        self._register(module, name, made)
-
-        def build(**attributes: Any) -> Any:
-            instance = made()
-            instance.__dict__.update(attributes)
-            return instance
-
-        return build
-
-    def _enum(self, module: str, name: str, count: int) -> Any:
-        made = enum.IntEnum(name, {f"M{value}": value for value in range(count)}, module=module)
-        made.__reduce_ex__ = lambda member, _: (type(member), (int(member),))
-        self._register(module, name, made)
-        return made
-
-    def _register(self, module: str, name: str, made: Any) -> None:
-        parts = module.split(".")
-        for depth in range(1, len(parts) + 1):
-            path = ".".join(parts[:depth])
-            sys.modules.setdefault(path, types.ModuleType(path))
-        setattr(sys.modules[module], name, made)
+from navsim_eval.formats.synthetic import list_synthetic_scenes, read_synthetic_scene, select_synthetic_scenes
+from tests.nuplan_pickles import Nuplan, nuplan_classes, thing
 
 
 @pytest.fixture
 def nuplan() -> Iterator[Nuplan]:
-    before = set(sys.modules)
-    assert "nuplan" not in before
-    yield Nuplan()
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
-def thing(n: Nuplan, kind: int, track: str, x: float, velocity: tuple[float, float] | None) -> Any:
-    box = n.box(
-        _center=n.pose(x=x, y=2.0, heading=0.5), _length=4.0, _width=2.0, _height=1.5, _geometry=shapely.box(0, 0, 1, 1)
-    )
-    metadata = n.metadata(timestamp_us=1, token="t", track_id=None, track_token=track, category_name="c")
-    attributes = {"_box": box, "_metadata": metadata, "_tracked_object_type": n.kind(kind)}
-    if velocity is None:
-        return n.static(**attributes)
-    return n.agent(**attributes, _velocity=n.vector(_x=velocity[0], _y=velocity[1], _array=np.array(velocity)))
+    with nuplan_classes() as classes:
+        yield classes
 
 
 def frame(index: int) -> dict[str, Any]:
@@ -125,7 +57,10 @@ def frame(index: int) -> dict[str, Any]:
 
 
 def scene_dict(n: Nuplan, **meta: Any) -> dict[str, Any]:
-    objects = [thing(n, 0, "a", 10.0, (3.0, 1.0)), thing(n, 3, "b", 20.0, None)]
+    objects = [
+        thing(n, 0, "a", (10.0, 2.0, 0.5), (4.0, 2.0, 1.5), (3.0, 1.0)),
+        thing(n, 3, "b", (20.0, 2.0, 0.5), (4.0, 2.0, 1.5), None),
+    ]
     tracks = [n.detections(tracked_objects=n.tracks(tracked_objects=objects[: 2 - k])) for k in range(3)]
     light = n.light(status=n.status(2), lane_connector_id=7, timestamp=1)
     green = n.light(status=n.status(0), lane_connector_id="8", timestamp=1)
@@ -205,6 +140,16 @@ def test_selection(tmp_path: Path, nuplan: Nuplan) -> None:
     assert chosen([], synthetic_scene_tokens=("t1",)) == ["t1"]
     with pytest.raises(DataError, match=r"no synthetic scenes \(\*\.pkl\) — download the two-stage split"):
         select_synthetic_scenes(tmp_path / "none", SceneFilter(), [])
+
+
+def test_scenes_are_found_by_token_whatever_else_lies_there(tmp_path: Path, nuplan: Nuplan) -> None:
+    for index in range(2):
+        save(tmp_path / f"{index}.pkl", scene_dict(nuplan, initial_token=f"t{index}", log_name=f"log{index}"))
+    (tmp_path / "cut.pkl").write_bytes((tmp_path / "0.pkl").read_bytes()[:100])
+    without_nuplan()
+    found, broken = list_synthetic_scenes(tmp_path, ["t1", "elsewhere"])
+    assert found == {"t1": (tmp_path / "1.pkl", "log1")}
+    assert list(broken) == ["cut.pkl"]
 
 
 class Attack:
