@@ -18,7 +18,7 @@ from navsim_eval import selfcheck
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.executor import describe_error, run_jobs
+from navsim_eval.executor import Workers, describe_error, run_jobs
 from navsim_eval.formats.splits import find_split
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.metrics.aggregate import METRICS, table_columns
@@ -45,6 +45,7 @@ class ScoreConfig:
     output_dir:   empty: $NAVSIM_EXP_ROOT/score, else outputs/score
     metric_cache: folder of metric caches made by tools/cache.py; empty: computed here
     workers:      processes (0: one per core)
+    executor:     local, or ray for several machines;  ray_address: see `navsim_eval.executor.Workers`
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -55,10 +56,13 @@ class ScoreConfig:
     output_dir: str = ""
     metric_cache: str = ""
     workers: int = 0
+    executor: str = "local"
+    ray_address: str = ""
 
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or os.environ.get("NAVSIM_EXP_ROOT", "outputs") + "/score"
         self.output = self.output or str(Path(self.output_dir) / "scores.csv")
+        Workers.of(self)
         if not self.trajectories:
             raise UserError("trajectories=FILE.npz is missing: the file to score (tokens, trajectories)")
         if self.metric not in METRICS:
@@ -91,7 +95,7 @@ def score_file(config: ScoreConfig, progress: Progress | None = None) -> FileSco
     dataset, unreadable = _dataset_of(config, tokens)
     caches = MetricCaches(config.data, dataset, config.metric, config.metric_cache or None)
     with (progress or _silent)(len(dataset)) as advance:
-        columns, failures = score_scenes(caches, tokens, trajectories, config.workers, advance)
+        columns, failures = score_scenes(caches, tokens, trajectories, Workers.of(config), advance)
     count = trajectories.shape[1]
     logs = [dataset.log_of(token) if token in dataset else "" for token in tokens]
     table = ScoreTable(
@@ -190,7 +194,7 @@ def score_scenes(
     caches: MetricCaches,
     tokens: list[str],
     trajectories: np.ndarray,
-    workers: int = 0,
+    workers: int | Workers = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Score trajectories (S, N, T, 3) of scenes given by token, in parallel.
