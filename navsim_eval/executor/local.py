@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -13,6 +16,7 @@ from typing import Any
 
 from navsim_eval.executor.jobs import Answer, Backlog, Chunk, Outcome, attempt, describe_error
 
+_NOT_PRELOADED = ("__main__", "builtins")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -104,10 +108,31 @@ def _context(function: Callable[[Any], Any]) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    target = getattr(function, "__self__", function)
-    module = target.__module__ if isinstance(target, FunctionType | type) else type(target).__module__
-    context.set_forkserver_preload(["__main__", module])
+    context.set_forkserver_preload([*_modules_of_main(), *_modules_of(function)])
     return context
+
+
+def _modules_of_main() -> list[str]:
+    """Modules that the main script takes names from: every worker imports that script, as `multiprocessing` does.
+
+    Python before 3.12.8 does not preload the script itself, although it offers to.
+    """
+    named = [getattr(value, "__module__", None) for value in vars(sys.modules["__main__"]).values()]
+    return [name for name in dict.fromkeys(named) if name in sys.modules and name not in _NOT_PRELOADED]
+
+
+def _modules_of(function: Callable[[Any], Any]) -> list[str]:
+    """Modules that unpickling the function imports, those of the objects it holds included."""
+    modules: dict[str, None] = {}
+
+    class Collector(pickle.Pickler):
+        def reducer_override(self, item: Any) -> Any:
+            named = item if isinstance(item, FunctionType | type) else type(item)
+            modules[named.__module__] = None
+            return NotImplemented
+
+    Collector(io.BytesIO()).dump(function)
+    return [name for name in modules if name not in _NOT_PRELOADED]
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
