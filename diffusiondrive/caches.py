@@ -15,6 +15,7 @@ from diffusiondrive.feature_cache import FeatureCacheConfig, RawSamples, build_f
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
+from navsim_eval.executor import Workers
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.shards import BuildReport, Verification, repair, verify
 
@@ -30,7 +31,8 @@ class CacheConfig(FeatureCacheConfig):
     mode:    build (or resume), verify (read everything, compare checksums), repair (drop what is damaged, so that
              the next build makes it again)
     metric:  metric versions whose caches are meant: pdms_v1, epdms_v2
-    workers: processes (0: one per core)
+    workers: processes (0: one per core);  executor: local, or ray for several machines;
+    ray_address: see `navsim_eval.executor.Workers`
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -39,10 +41,13 @@ class CacheConfig(FeatureCacheConfig):
     mode: str = "build"
     metric: list[str] = field(default_factory=lambda: ["pdms_v1"])
     workers: int = 0
+    executor: str = "local"
+    ray_address: str = ""
     output_dir: str = "outputs/cache"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Workers.of(self)
         for key, value, allowed in (("kind", self.kind, KINDS), ("mode", self.mode, MODES)):
             if value not in allowed:
                 raise UserError(f"{key}: '{value}' is none of {', '.join(allowed)}")
@@ -65,10 +70,10 @@ def build_cache(
     if name != FEATURES:
         from navsim_eval.metric_caches import MetricCaches  # needs torch: seconds that feature workers do not pay
 
-        return MetricCaches(config.data, scenes, name, folder).build(config.workers, progress)
+        return MetricCaches(config.data, scenes, name, folder).build(Workers.of(config), progress)
     maps = MapStore(config.data.maps, config.data.map_version)
     samples = RawSamples(scenes, maps, config.features, config.targets, config.labels)
-    return build_feature_cache(folder, samples, config.split, config, workers=config.workers, progress=progress)
+    return build_feature_cache(folder, samples, config.split, config, workers=Workers.of(config), progress=progress)
 
 
 def check_caches(config: CacheConfig, progress: Callable[[int], None] | None = None) -> dict[str, Verification]:

@@ -25,6 +25,7 @@ from diffusiondrive.targets import TARGET_NAMES, TARGETS_VERSION, TargetConfig, 
 from navsim_eval.config import DataConfig, from_mapping
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
+from navsim_eval.executor import Workers
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.shards import BuildReport, ShardReader, build_shards
 
@@ -166,7 +167,7 @@ def build_feature_cache(
     split: str,
     config: FeatureCacheConfig,
     *,
-    workers: int = 0,
+    workers: int | Workers = 0,
     progress: Callable[[int], None] | None = None,
 ) -> BuildReport:
     """Store the samples of a split, in parallel and resumable; broken ones are left out, counted and listed.

@@ -25,7 +25,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.executor import usable_cores
+from navsim_eval.executor import Workers
 from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.pdm.types import MetricCache
 from navsim_eval.planners import NUM_POSES, Planner, Plans, make_baseline
@@ -62,6 +62,7 @@ class EvaluateConfig:
     cache:        feature cache (tools/cache.py) for planners that see; empty: straight from the sensors
     max_scenes:   stop after so many scenes (0: all)
     workers:      processes that build metric caches and score (0: as many as cores and scenes allow)
+    executor:     local, or ray for several machines;  ray_address: see `navsim_eval.executor.Workers`
     batch_size, seed, device: of inference; a plan depends on (seed, token) only, never on the batch
     report:       write report.html;  report_scenes: how many of the best and of the worst scenes are drawn
     """
@@ -78,6 +79,8 @@ class EvaluateConfig:
     cache: str = ""
     max_scenes: int = 0
     workers: int = 0
+    executor: str = "local"
+    ray_address: str = ""
     batch_size: int = 16
     seed: int = 0
     device: str = "auto"
@@ -88,6 +91,7 @@ class EvaluateConfig:
         self.planner, self.metric = _as_list(self.planner), _as_list(self.metric)
         self.output_dir = self.output_dir or os.environ.get("NAVSIM_EXP_ROOT", "outputs") + "/evaluate"
         self.metric_cache = self.metric_cache or str(Path(self.output_dir) / "metric_cache")
+        Workers.of(self)
         if self.stage not in STAGES:
             raise UserError(f"stage='{self.stage}' is none of {', '.join(STAGES)}")
         if not self.planner or len(set(self.planner)) < len(self.planner):
@@ -131,7 +135,7 @@ def evaluate(
             planner.name = name
     folders = planner_folders(config)
 
-    workers = config.workers or min(usable_cores(), -(-len(dataset) // _SCENES_PER_WORKER))
+    workers = Workers.of(config).unless_given(-(-len(dataset) // _SCENES_PER_WORKER))
 
     if config.stage != "infer":
         selfcheck.require_sound()
@@ -292,7 +296,7 @@ def load_predictions(path: Path, split: str, dataset: SceneDataset | TwoStageDat
 def score_predictions(
     predictions: Sequence[Predictions],
     caches: MetricCaches,
-    workers: int = 0,
+    workers: int | Workers = 0,
     progress: Callable[[int], None] | None = None,
     protocol: Protocol | None = None,
 ) -> list[Results]:

@@ -17,6 +17,7 @@ import numpy as np
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
+from navsim_eval.executor import Workers
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.formats.synthetic import SyntheticScene
 from navsim_eval.metrics.aggregate import base_metric
@@ -75,7 +76,7 @@ class MetricCaches:
         cache = self._build(token)
         return {**to_arrays(cache), _SOURCE: self._source(token, cache.map_name)}
 
-    def build(self, workers: int = 0, progress: Callable[[int], None] | None = None) -> BuildReport:
+    def build(self, workers: int | Workers = 0, progress: Callable[[int], None] | None = None) -> BuildReport:
         """Fill the store with the scenes that it lacks. A scene that fails is counted and named in the report."""
         self.__dict__.pop("_reader", None)
         report = build_shards(

@@ -13,6 +13,7 @@ import numpy as np
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
+from navsim_eval.executor import Workers
 from navsim_eval.formats.splits import Split, find_split
 from navsim_eval.geometry import to_global
 from navsim_eval.metric_caches import MetricCaches
@@ -99,7 +100,7 @@ def score_two_stages(
     caches: MetricCaches,
     trajectories: np.ndarray,
     protocol: Protocol,
-    workers: int = 0,
+    workers: int | Workers = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str], list[TwoStageScores]]:
     """Score N planners in all scenes of a `TwoStageDataset`.

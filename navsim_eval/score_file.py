@@ -18,6 +18,7 @@ from navsim_eval import selfcheck
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
+from navsim_eval.executor import Workers
 from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.metrics.aggregate import METRICS, table_columns
 from navsim_eval.metrics.two_stage import TwoStageScores
@@ -49,6 +50,7 @@ class ScoreConfig:
     metric_cache: folder of metric caches (made by tools/cache.py or tools/evaluate.py), one sub-folder a metric; empty:
                   computed here
     workers:      processes (0: one per core)
+    executor:     local, or ray for several machines;  ray_address: see `navsim_eval.executor.Workers`
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -61,10 +63,13 @@ class ScoreConfig:
     output_dir: str = ""
     metric_cache: str = ""
     workers: int = 0
+    executor: str = "local"
+    ray_address: str = ""
 
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or os.environ.get("NAVSIM_EXP_ROOT", "outputs") + "/score"
         self.output = self.output or str(Path(self.output_dir) / "scores.csv")
+        Workers.of(self)
         if not self.trajectories:
             raise UserError("trajectories=FILE.npz is missing: the file to score (tokens, trajectories)")
         if self.metric not in METRICS:
@@ -98,6 +103,7 @@ def score_file(config: ScoreConfig, progress: Progress | None = None) -> FileSco
     cannot be read or scored does not raise: its rows are invalid and NaN, and it is named in `failures`.
     """
     protocol = choose_protocol(config.metric, split_of(config.data, config.split), config.stages, config.traffic)
+    workers = Workers.of(config)
     selfcheck.require_sound()
     tokens, trajectories = read_trajectories(config.trajectories)
     folder = store_folder(config.metric_cache, config.metric) if config.metric_cache else None
@@ -108,12 +114,12 @@ def score_file(config: ScoreConfig, progress: Progress | None = None) -> FileSco
         if protocol.stages == 2:
             row_of = {token: row for row, token in enumerate(tokens)}
             rows = [row_of[token] for token in dataset.tokens]
-            found, failures, two_stage = score_two_stages(caches, trajectories[rows], protocol, config.workers, advance)
+            found, failures, two_stage = score_two_stages(caches, trajectories[rows], protocol, workers, advance)
             columns = {name: np.full(trajectories.shape[:2], np.nan) for name in table_columns(config.metric)}
             for name in columns:
                 columns[name][rows] = found[name]
         else:
-            columns, failures = score_scenes(caches, tokens, trajectories, config.workers, advance, protocol.judging)
+            columns, failures = score_scenes(caches, tokens, trajectories, workers, advance, protocol.judging)
     count = trajectories.shape[1]
     logs = [dataset.log_of(token) if token in dataset else "" for token in tokens]
     table = ScoreTable(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from navsim_eval.dataset import SceneDataset
-from navsim_eval.executor import describe_error, run_jobs
+from navsim_eval.executor import Workers, describe_error, run_jobs
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.metrics.aggregate import table_columns
 from navsim_eval.pdm.types import SIMULATION_STEPS
@@ -73,7 +73,7 @@ def score_scenes(
     caches: MetricCaches,
     tokens: list[str],
     trajectories: np.ndarray,
-    workers: int = 0,
+    workers: int | Workers = 0,
     progress: Callable[[int], None] | None = None,
     judging: Judging | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:

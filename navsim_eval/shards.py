@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.executor import run_jobs
+from navsim_eval.executor import Workers, run_jobs
 from navsim_eval.files import atomic_write
 
 FORMAT_VERSION = 1
@@ -461,14 +461,14 @@ def build_shards(
     function: Callable[[str], Arrays],
     *,
     deflate: Collection[str] = (),
-    workers: int = 0,
+    workers: int | Workers = 0,
     chunk_size: int = 16,
     progress: Callable[[int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> BuildReport:
     """Compute and store `function(token)` for every token that is not stored yet.
 
-    function: picklable; runs in `workers` processes (0: one per core, 1: in this process), packing included
+    function: picklable; runs in the `workers` (see `navsim_eval.executor.Workers`), packing included
     progress: called with the number of tokens newly settled, those already stored first
     A token whose function raises is left out, counted and listed in `broken.json`; the next run tries it again.
     Raises UserError without tokens, or when not a single sample could be built.

@@ -3,6 +3,9 @@
 A GeoPackage is an SQLite file: one table per layer with an integer primary key `fid`, a geometry blob (short header,
 then WKB) and attribute columns. Only what nuPlan maps use is covered: vector layers and a plain `meta` table. What the
 layers mean is the business of `navsim_eval.formats.maps`.
+
+A file may be damaged or hostile: queries are given as many steps as a sound file of that size can need and return as
+many bytes as it holds, and geometries nested in each other, which GEOS would follow without end, are refused.
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ import shapely
 
 from navsim_eval.errors import DataError
 from navsim_eval.files import atomic_write
+from navsim_eval.formats.wkb import is_flat
 
 WGS84 = 4326
 _APPLICATION_ID = 0x47504B47  # "GPKG"
 _USER_VERSION = 10300  # GeoPackage 1.3
 _ENVELOPE_BYTES = (0, 32, 48, 48, 64)
+_STEPS_PER_BYTE, _STEPS_AT_ONCE = 4, 100_000  # steps of SQLite's virtual machine
+_SLACK = 1_000_000  # steps and bytes that a file of any size may take
 _LAST_CHANGE = "2000-01-01T00:00:00.000Z"  # fixed, so that equal input gives equal bytes
 _DAMAGED = "the file is damaged or not a GeoPackage; unpack or download the map again"
 
@@ -59,7 +65,7 @@ def list_layers(path: Path | str) -> list[str]:
     """Names of the vector layers. Raises DataError for a file that is absent or no GeoPackage."""
     with _open(path) as connection:
         rows = connection.execute("SELECT table_name FROM gpkg_contents WHERE data_type = 'features'")
-        return sorted(name for (name,) in rows)
+        return sorted(str(name) for (name,) in _rows(rows, path))
 
 
 def read_meta(path: Path | str) -> dict[str, str]:
@@ -67,7 +73,8 @@ def read_meta(path: Path | str) -> dict[str, str]:
     with _open(path) as connection:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             return {}
-        return {str(key): str(value) for key, value in connection.execute('SELECT "key", "value" FROM "meta"')}
+        rows = connection.execute('SELECT "key", "value" FROM "meta"')
+        return {str(key): str(value) for key, value in _rows(rows, path)}
 
 
 def read_layer(path: Path | str, name: str) -> FeatureTable:
@@ -86,11 +93,13 @@ def read_layer(path: Path | str, name: str) -> FeatureTable:
         key = next((column for _, column, *_, primary in info if primary), "rowid")
         attributes = [(column, kind) for _, column, kind, *_ in info if column not in (key, geometry_column)]
         wanted = ", ".join(_quoted(column) for column in (key, geometry_column, *(column for column, _ in attributes)))
-        rows = connection.execute(f"SELECT {wanted} FROM {_quoted(name)} ORDER BY {_quoted(key)}").fetchall()
+        rows = _rows(connection.execute(f"SELECT {wanted} FROM {_quoted(name)} ORDER BY {_quoted(key)}"), path)
     fids, blobs, *values = zip(*rows, strict=True) if rows else ((), (), *(() for _ in attributes))
+    if not all(isinstance(number, int) for number in (srs_id, *fids)):
+        raise DataError(path, "a key or coordinate system that is no number", field=name, remedy=_DAMAGED)
     fids = np.array(fids, dtype=np.int64)
     columns = {column: _column(cells, kind) for (column, kind), cells in zip(attributes, values, strict=True)}
-    return FeatureTable(fids, _geometries(blobs, fids, path, name), columns, int(srs_id))
+    return FeatureTable(fids, _geometries(blobs, fids, path, name), columns, srs_id)
 
 
 @contextlib.contextmanager
@@ -102,6 +111,7 @@ def _open(path: Path | str) -> Iterator[sqlite3.Connection]:
     connection = None
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        _confine(connection, path.stat().st_size)
         connection.execute("SELECT table_name FROM gpkg_contents LIMIT 1")
         yield connection
     except sqlite3.Error as error:
@@ -111,10 +121,37 @@ def _open(path: Path | str) -> Iterator[sqlite3.Connection]:
             connection.close()
 
 
+def _confine(connection: sqlite3.Connection, size: int) -> None:
+    """Bound what a query may cost by the size of the file [bytes]: a view may loop, or make blobs of any length."""
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, size + _SLACK)
+    left = (_STEPS_PER_BYTE * size + _SLACK) // _STEPS_AT_ONCE
+
+    def give_up() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    connection.set_progress_handler(give_up, _STEPS_AT_ONCE)
+
+
+def _rows(cursor: sqlite3.Cursor, path: Path | str) -> list[tuple]:
+    """All rows of a query. Raises DataError when their texts and blobs are longer than the file they come from."""
+    rows, left = [], Path(path).stat().st_size + _SLACK
+    for row in cursor:
+        left -= sum(len(cell) for cell in row if isinstance(cell, bytes | str))
+        if left < 0:
+            raise DataError(path, "holds one piece of content many times over", remedy=_DAMAGED)
+        rows.append(row)
+    return rows
+
+
 def _column(cells: Sequence[object], kind: str) -> np.ndarray:
     """Cells of one column as an array; SQLite types are per cell, so a declared number may still hold text."""
     kind = kind.upper()
-    if any(word in kind for word in ("INT", "REAL", "DOUB", "FLOA", "NUM", "BOOL")):
+    declared = any(word in kind for word in ("INT", "REAL", "DOUB", "FLOA", "NUM", "BOOL"))
+    if declared and all(cell is None or isinstance(cell, int | float) for cell in cells):
         numbers = np.array([np.nan if cell is None else cell for cell in cells] if None in cells else cells)
         if len(cells) == 0:
             numbers = numbers.astype(np.int64 if "INT" in kind or "BOOL" in kind else np.float64)
@@ -136,10 +173,15 @@ def _geometries(blobs: Sequence[bytes | None], fids: np.ndarray, path: Path | st
     return shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries
 
 
-def _well_known_binary(blob: bytes) -> bytes:
-    """Strip the GeoPackage header: "GP", version, flags, srs id, optional envelope."""
-    envelope = (blob[3] >> 1) & 7 if len(blob) > 8 and blob[:2] == b"GP" else len(_ENVELOPE_BYTES)
-    return blob[8 + _ENVELOPE_BYTES[envelope] :] if envelope < len(_ENVELOPE_BYTES) else b""
+def _well_known_binary(blob: object) -> bytes:
+    """Strip the GeoPackage header: "GP", version, flags, srs id, optional envelope. Empty for anything unsound."""
+    if not isinstance(blob, bytes) or len(blob) <= 8 or blob[:2] != b"GP":
+        return b""
+    envelope = (blob[3] >> 1) & 7
+    if envelope >= len(_ENVELOPE_BYTES):
+        return b""
+    body = blob[8 + _ENVELOPE_BYTES[envelope] :]
+    return body if is_flat(body) else b""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

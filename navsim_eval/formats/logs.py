@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,21 @@ import numpy as np
 
 from navsim_eval.errors import DataError
 from navsim_eval.files import atomic_write
+from navsim_eval.formats.fields import (
+    MOST_ELEMENTS,
+    REMEDY,
+    FieldReader,
+    parse_timestamp,
+    single_precision,
+    text,
+    texts,
+)
 from navsim_eval.formats.maps import canonical_map_name
 from navsim_eval.formats.unpickle import load_pickle
 from navsim_eval.geometry import quaternion_yaw, yaw_quaternion
 from navsim_eval.scene import AGENT_CLASSES, CAMERAS, COMMANDS, STATIC_CLASSES, Annotations, Camera, Frame
 
 BOX_CLASSES = frozenset((*AGENT_CLASSES, *STATIC_CLASSES, "ego"))
-_REMEDY = "unpack or download the log again"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -47,23 +55,22 @@ def read_log_dicts(path: Path | str) -> list[dict[str, Any]]:
     content = load_pickle(path)
     if not isinstance(content, list) or not all(isinstance(frame, dict) for frame in content):
         kind = f"a {type(content).__name__}" if not isinstance(content, list) else "a list of something else"
-        raise DataError(path, f"not a log: a list of frame dicts is expected, this is {kind}", remedy=_REMEDY)
+        raise DataError(path, f"not a log: a list of frame dicts is expected, this is {kind}", remedy=REMEDY)
     for index, frame in enumerate(content):
-        if "token" not in frame:
-            raise DataError(path, "missing", field=f"frame {index}.token", remedy=_REMEDY)
+        FieldReader(frame, path, f"frame {index}").parse("token", text)
     return content
 
 
 def frame_from_dict(frame: Mapping[str, Any], path: Path | str, index: int) -> Frame:
     """One frame from the dict of a log. path and index are for error messages. Raises DataError."""
     field = FieldReader(frame, path, f"frame {index}")
-    motion = field.numbers("ego_dynamic_state", (4,)).astype(np.float32).astype(np.float64)
+    motion = single_precision(field, "ego_dynamic_state", (4,))
     return Frame(
-        token=str(frame["token"]),
-        log_name=str(frame.get("log_name") or Path(path).stem),
-        scene_token=str(frame.get("scene_token") or ""),
-        map_name=canonical_map_name(str(frame.get("map_location") or "")),
-        timestamp_us=field.parse("timestamp", int),
+        token=field.parse("token", text),
+        log_name=field.parse("log_name", text, default="") or Path(path).stem,
+        scene_token=field.parse("scene_token", text, default=""),
+        map_name=canonical_map_name(field.parse("map_location", text, default="")),
+        timestamp_us=field.parse("timestamp", parse_timestamp),
         ego_pose=_ego_pose(field),
         ego_velocity=motion[:2],
         ego_acceleration=motion[2:],
@@ -79,50 +86,9 @@ def frame_from_dict(frame: Mapping[str, Any], path: Path | str, index: int) -> F
 def parse_route(route: Any) -> tuple[str, ...]:
     """Route ids in driving order from a list or a text, split on blanks and commas; repeats are kept."""
     parts = [route] if isinstance(route, str) else [part if isinstance(part, str) else str(int(part)) for part in route]
+    if sum(map(len, parts)) > MOST_ELEMENTS:
+        raise ValueError(f"more than {MOST_ELEMENTS} characters")
     return tuple(id_ for part in parts for id_ in re.split(r"[\s,]+", part) if id_)
-
-
-class FieldReader:
-    """Reads fields of one dict; every failure is a DataError that names file, place and field."""
-
-    def __init__(self, values: Mapping[str, Any], path: Path | str, place: str):
-        if not isinstance(values, Mapping):
-            raise DataError(path, f"a dict is expected, this is a {type(values).__name__}", field=place, remedy=_REMEDY)
-        self.values, self.path, self.place = values, path, place
-
-    def error(self, key: str, problem: str) -> DataError:
-        """The error to raise about a field."""
-        return DataError(self.path, problem, field=f"{self.place}.{key}", remedy=_REMEDY)
-
-    def inner(self, key: str) -> FieldReader:
-        """Reader of a dict inside this one."""
-        if key not in self.values:
-            raise self.error(key, "missing")
-        return FieldReader(self.values[key], self.path, f"{self.place}.{key}")
-
-    def parse(self, key: str, parser: Callable[[Any], Any], **default: Any) -> Any:
-        """parser(field); an absent or null field is `default`, or an error without one."""
-        value = self.values.get(key)
-        if value is None:
-            if "default" in default:
-                return default["default"]
-            raise self.error(key, "missing")
-        try:
-            return parser(value)
-        except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
-            raise self.error(key, f"cannot be read ({error})") from error
-
-    def numbers(self, key: str, shape: tuple[int, ...], finite: bool = True) -> np.ndarray:
-        """Field as float64 of the given shape (-1: any length, also for an empty array of any shape)."""
-        array = self.parse(key, lambda value: np.asarray(value, dtype=np.float64))
-        if array.size == 0 and shape[0] == -1:
-            array = array.reshape(0, *shape[1:])
-        if array.ndim != len(shape) or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
-            wanted = str(shape).replace("-1", "n")
-            raise self.error(key, f"shape {array.shape} where {wanted} is expected")
-        if finite and not np.isfinite(array).all():
-            raise self.error(key, "not finite")
-        return array
 
 
 def _ego_pose(field: FieldReader) -> np.ndarray:
@@ -143,8 +109,8 @@ def read_annotations(field: FieldReader, prefix: str = "gt_") -> Annotations:
     """Boxes of one frame. prefix: of the keys boxes, names and velocity_3d (logs say gt_, synthetic scenes nothing)."""
     boxes = field.numbers(f"{prefix}boxes", (-1, 7), finite=False)
     velocity = field.numbers(f"{prefix}velocity_3d", (-1, 3), finite=False)
-    names = _strings(field, f"{prefix}names")
-    tracks = _strings(field, "track_tokens")
+    names = texts(field, f"{prefix}names")
+    tracks = texts(field, "track_tokens")
     for key, values in ((f"{prefix}velocity_3d", velocity), (f"{prefix}names", names), ("track_tokens", tracks)):
         if len(values) != len(boxes):
             raise field.error(key, f"{len(values)} entries for {len(boxes)} boxes")
@@ -152,11 +118,6 @@ def read_annotations(field: FieldReader, prefix: str = "gt_") -> Annotations:
     if unknown:
         raise field.error(f"{prefix}names", f"unknown class '{unknown[0]}'; known: {', '.join(sorted(BOX_CLASSES))}")
     return Annotations(boxes=boxes, names=names, velocity=velocity[:, :2].copy(), track_tokens=tracks)
-
-
-def _strings(field: FieldReader, key: str) -> np.ndarray:
-    """Field as an array of str; an empty one may be stored as float64."""
-    return field.parse(key, lambda values: np.array(values, dtype=np.str_).reshape(-1))
 
 
 def parse_traffic_lights(lights: Any) -> tuple[tuple[str, bool], ...]:
@@ -172,9 +133,9 @@ def read_cameras(field: FieldReader, key: str) -> dict[str, Camera]:
     to_ego = _lidar_to_ego(field)
     place = f"{field.place}.{key}"
     return {
-        str(name).upper(): _camera(FieldReader(values, field.path, f"{place}.{name}"), to_ego)
+        name.upper(): _camera(FieldReader(values, field.path, f"{place}.{name}"), to_ego)
         for name, values in cameras.items()
-        if values
+        if values and isinstance(name, str)
     }
 
 

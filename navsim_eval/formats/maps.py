@@ -52,6 +52,8 @@ OPTIONAL_LAYERS = (
     "traffic_lights",
     "walkways",
 )
+POLYGON_LAYERS = frozenset(REQUIRED_LAYERS) - {"lane_connectors", "baseline_paths"}
+_LONGEST_ID = 100
 _BLOCK = 16384  # coordinates
 _REMEDY_MAP = "unpack or download the map again"
 
@@ -147,9 +149,26 @@ class RoadMap:
         for column in REQUIRED_LAYERS.get(name, ()):
             if column not in table.columns:
                 raise DataError(self.path, "column is missing", field=f"{name}.{column}", remedy=_REMEDY_MAP)
+            values = table.columns[column]
+            if values.dtype == object and any(len(value) > _LONGEST_ID for value in values):
+                raise DataError(self.path, "long texts, not numbers", field=f"{name}.{column}", remedy=_REMEDY_MAP)
         geometries = self._project(table, name)
+        self._refuse_odd_shapes(table.fids, geometries, name)
         shapely.prepare(geometries)
         return Layer(name, table.fids.astype(np.str_), geometries, dict(table.columns))
+
+    def _refuse_odd_shapes(self, fids: np.ndarray, geometries: np.ndarray, name: str) -> None:
+        """Raise DataError for coordinates that are not finite, and for lines or points where areas are expected."""
+        coordinates, owner = shapely.get_coordinates(geometries, return_index=True)
+        odd = owner[~np.isfinite(coordinates).all(axis=1)]
+        if len(odd):
+            problem = f"geometry of fid {fids[odd[0]]} has coordinates that are not finite"
+            raise DataError(self.path, problem, field=name, remedy=_REMEDY_MAP)
+        dimensions = shapely.get_dimensions(geometries)  # -1 for NULL
+        flat = (dimensions >= 0) & (dimensions < 2) & ~shapely.is_empty(geometries)
+        if name in POLYGON_LAYERS and flat.any():
+            problem = f"geometry of fid {fids[int(np.argmax(flat))]} is no polygon"
+            raise DataError(self.path, problem, field=name, remedy=_REMEDY_MAP)
 
     def _project(self, table: FeatureTable, name: str) -> np.ndarray:
         zone, south = self.utm_zone
@@ -171,9 +190,12 @@ class RoadMap:
         return edge_id in self.layer("lanes_polygons").row or self.is_connector(edge_id)
 
     def baseline(self, edge_id: str) -> np.ndarray:
-        """(M, 2) float64 vertices of the edge's centre line in driving direction, as stored."""
+        """(M, 2) float64 vertices of the edge's centre line in driving direction, as stored; M is 2 or more."""
         layer = self.layer("baseline_paths")
-        return shapely.get_coordinates(self._geometry(layer, self._baseline_rows, edge_id))
+        vertices = shapely.get_coordinates(self._geometry(layer, self._baseline_rows, edge_id))
+        if len(vertices) < 2:
+            raise DataError(self.path, f"a single point for id {edge_id}", field=layer.name, remedy=_REMEDY_MAP)
+        return vertices
 
     def polygon(self, edge_id: str) -> shapely.Geometry:
         """Surface of the edge: the lane's own polygon, or the connector's scaled-width polygon."""
@@ -194,8 +216,13 @@ class RoadMap:
     def speed_limit(self, edge_id: str) -> float | None:
         """Speed limit [m/s], None where the map has none."""
         layer = self.layer("lane_connectors" if self.is_connector(edge_id) else "lanes_polygons")
-        value = float(layer.columns["speed_limit_mps"][self._row(layer, layer.row, edge_id)])
-        return value if np.isfinite(value) else None
+        value = layer.columns["speed_limit_mps"][self._row(layer, layer.row, edge_id)]
+        try:
+            limit = float(value)
+        except ValueError as error:
+            field = f"{layer.name}.speed_limit_mps"
+            raise DataError(self.path, f"'{value}' is no number", field=field, remedy=_REMEDY_MAP) from error
+        return limit if np.isfinite(limit) else None
 
     def block_of(self, edge_id: str) -> str | None:
         """Block that the edge belongs to: lane → roadblock, connector → roadblock connector; None if NULL."""

@@ -15,13 +15,8 @@ from typing import Any
 import numpy as np
 
 from navsim_eval.errors import DataError
-from navsim_eval.formats.logs import (
-    FieldReader,
-    parse_route,
-    parse_traffic_lights,
-    read_annotations,
-    read_cameras,
-)
+from navsim_eval.formats.fields import FieldReader, parse_timestamp, single_precision, text
+from navsim_eval.formats.logs import parse_route, parse_traffic_lights, read_annotations, read_cameras
 from navsim_eval.formats.maps import canonical_map_name
 from navsim_eval.formats.splits import SceneFilter
 from navsim_eval.formats.unpickle import load_pickle
@@ -78,12 +73,12 @@ def read_synthetic_scene(path: Path | str, sensor_root: Path | str | None = None
     )
     if not frames:
         raise content.error("frames", "empty")
-    frames = (*frames[:-1], replace(frames[-1], token=meta.parse("initial_token", str)))
+    frames = (*frames[:-1], replace(frames[-1], token=meta.parse("initial_token", text)))
     return SyntheticScene(
         scene=Scene(frames, len(frames), None if sensor_root is None else Path(sensor_root)),
-        scene_token=meta.parse("scene_token", str),
-        original_token=meta.parse("corresponding_original_scene", str),
-        original_initial_token=meta.parse("corresponding_original_initial_token", str),
+        scene_token=meta.parse("scene_token", text),
+        original_token=meta.parse("corresponding_original_scene", text),
+        original_initial_token=meta.parse("corresponding_original_initial_token", text),
         future=_future(content),
     )
 
@@ -102,8 +97,8 @@ def select_synthetic_scenes(
     last, chosen = set(last_tokens), {}
     for path in _scene_files(folder):
         meta = _metadata(path)
-        token, original = (meta.parse(key, str) for key in ("initial_token", "corresponding_original_scene"))
-        if logs is not None and meta.parse("log_name", str) not in logs:
+        token, original = (meta.parse(key, text) for key in ("initial_token", "corresponding_original_scene"))
+        if logs is not None and meta.parse("log_name", text) not in logs:
             continue
         if token in listed if listed is not None else original in last:
             chosen[token] = path
@@ -121,7 +116,7 @@ def list_synthetic_scenes(
     for path in _scene_files(folder):
         try:
             meta = _metadata(path)
-            token, log = meta.parse("initial_token", str), meta.parse("log_name", str)
+            token, log = meta.parse("initial_token", text), meta.parse("log_name", text)
         except DataError as error:
             broken[path.name] = str(error)
             continue
@@ -147,14 +142,14 @@ def _frame(field: FieldReader, meta: FieldReader) -> Frame:
         raise status.error("in_global_frame", "False: the pose is not global")
     has_labels = field.values.get("annotations") is not None
     return Frame(
-        token=field.parse("token", str),
-        log_name=meta.parse("log_name", str),
-        scene_token=meta.parse("scene_token", str),
-        map_name=canonical_map_name(meta.parse("map_name", str)),
-        timestamp_us=field.parse("timestamp", int),
+        token=field.parse("token", text),
+        log_name=meta.parse("log_name", text),
+        scene_token=meta.parse("scene_token", text),
+        map_name=canonical_map_name(meta.parse("map_name", text)),
+        timestamp_us=field.parse("timestamp", parse_timestamp),
         ego_pose=status.numbers("ego_pose", (3,)),
-        ego_velocity=_single_precision(status.numbers("ego_velocity", (2,))),
-        ego_acceleration=_single_precision(status.numbers("ego_acceleration", (2,))),
+        ego_velocity=single_precision(status, "ego_velocity", (2,)),
+        ego_acceleration=single_precision(status, "ego_acceleration", (2,)),
         driving_command=status.numbers("driving_command", (len(COMMANDS),)).astype(np.int64),
         roadblock_ids=field.parse("roadblock_ids", parse_route, default=()),
         traffic_lights=field.parse("traffic_lights", parse_traffic_lights, default=()),
@@ -162,10 +157,6 @@ def _frame(field: FieldReader, meta: FieldReader) -> Frame:
         cameras=read_cameras(field, "camera_dict"),
         lidar_path=field.parse("lidar_path", Path, default=None),
     )
-
-
-def _single_precision(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32).astype(np.float64)
 
 
 def _future(content: FieldReader) -> tuple[FutureStep, ...]:

@@ -1,8 +1,12 @@
 """Pickle files as plain data: an allow-list of names, so that nothing in a file can run code.
 
 Logs hold builtins and numpy arrays only. Every other name that a pickle asks for is refused, and so are numpy arrays
-of objects. Callables handed to the unpickler are made afresh for each file or are immutable C types, so that a hostile
-file cannot alter them for the next one.
+of anything but numbers, bools, strings and dates. Callables handed to the unpickler are made afresh for each file or
+are immutable C types, so that a hostile file cannot alter them for the next one.
+
+numpy believes the state that a pickle gives an element type: one that is declared to hold no objects, but is of the
+object type, would have bytes of the file followed as pointers. So arrays are of a class of our own while a file is
+read, which looks at the element type before numpy takes over the data.
 """
 
 from __future__ import annotations
@@ -40,17 +44,16 @@ def load_pickle(path: Path | str, extra: Mapping[tuple[str, str], Any] | None = 
         raise DataError(path, "no such file", remedy="check data.root (or $OPENSCENE_DATA_ROOT)") from error
     except OSError as error:
         raise DataError(path, f"cannot be read ({error.strerror})") from error
-    except _ForbiddenName as error:
+    except _Forbidden as error:
         raise DataError(path, str(error), remedy="only plain data is read; do not trust this file") from error
     except Exception as error:  # a damaged stream may raise almost anything
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(path, f"not a readable pickle ({detail})", remedy=_DAMAGED) from error
-    _refuse_object_arrays(content, path)
-    return content
+    return _with_plain_arrays(content)
 
 
-class _ForbiddenName(Exception):
-    pass
+class _Forbidden(Exception):
+    """What plain data never holds."""
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -62,7 +65,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         try:
             return self._allowed[module, name]
         except KeyError:
-            raise _ForbiddenName(f"asks for {module}.{name}, which is not allowed in a data file") from None
+            raise _Forbidden(f"asks for {module}.{name}, which is not allowed in a data file") from None
 
 
 def _opcodes(argument_bytes: int) -> bytes:
@@ -75,9 +78,7 @@ def _opcodes(argument_bytes: int) -> bytes:
 
 # A run of opcodes of fixed length, memo indices below 2^24, and the 16-character tokens that logs are full of.
 _RUN = re.compile(
-    b"(?:"
-    + b"|".join(_opcodes(size) + b"." * size for size in (0, 1, 2, 4, 8))
-    + b"|r...\x00|\x8c\x10.{16})*+",
+    b"(?:" + b"|".join(_opcodes(size) + b"." * size for size in (0, 1, 2, 4, 8)) + b"|r...\x00|\x8c\x10.{16})*+",
     re.DOTALL,
 )
 _LENGTH_BYTES = {
@@ -133,8 +134,19 @@ def _end_of_argument(stream: bytes, position: int, opcode: pickletools.OpcodeInf
 def _allowed() -> dict[tuple[str, str], Any]:
     """Names that a pickle of builtins and numpy arrays needs, under numpy 1 and 2 spellings and protocols 0 to 5."""
 
-    def frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-        return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+    array_class = _make_array_class()
+
+    def reconstruct(*_: Any) -> np.ndarray:
+        return array_class()  # class, shape and type are placeholders; the state brings the real ones
+
+    def frombuffer(buffer: bytes | bytearray, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+        if not isinstance(buffer, bytes | bytearray):  # memory that the file could free
+            raise ValueError(f"an array over a {type(buffer).__name__}")
+        array = np.frombuffer(buffer, dtype=_checked_dtype(dtype)).reshape(shape, order=order)
+        return array.view(array_class)
+
+    def scalar(dtype: np.dtype, content: bytes = b"") -> np.generic:
+        return multiarray.scalar(_checked_dtype(dtype), content)
 
     def encode(text: str, encoding: str) -> bytes:
         if encoding not in ("latin1", "latin-1"):
@@ -148,15 +160,15 @@ def _allowed() -> dict[tuple[str, str], Any]:
         return bytearray(to_bytes(content, encoding))
 
     allowed: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "ndarray"): array_class,
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): encode,
         ("collections", "OrderedDict"): collections.OrderedDict,
     }
     for core in ("numpy.core", "numpy._core"):
         allowed[f"{core}.numeric", "_frombuffer"] = frombuffer
-        allowed[f"{core}.multiarray", "_reconstruct"] = multiarray._reconstruct
-        allowed[f"{core}.multiarray", "scalar"] = multiarray.scalar
+        allowed[f"{core}.multiarray", "_reconstruct"] = reconstruct
+        allowed[f"{core}.multiarray", "scalar"] = scalar
     for builtins in ("builtins", "__builtin__"):
         allowed[builtins, "bytes"] = to_bytes
         allowed[builtins, "bytearray"] = to_bytearray
@@ -172,15 +184,54 @@ def _not_a_size(content: Any) -> Any:
     return content
 
 
-def _refuse_object_arrays(content: Any, path: Path) -> None:
-    """Walk containers (each once: they may be shared) and refuse arrays that hold Python objects."""
-    stack, seen = [content], set()
+_ELEMENT_KINDS = "biufcSUMm"  # bools, integers, floats, complex numbers, bytes, text, dates, time spans
+
+
+def _checked_dtype(dtype: Any) -> np.dtype:
+    """The element type, if it is a plain one whose state is what numpy itself would have made of it."""
+    if not isinstance(dtype, np.dtype):
+        raise ValueError(f"an element type that is a {type(dtype).__name__}")
+    if dtype.kind == "O" or dtype.hasobject:
+        raise _Forbidden("holds a numpy array of Python objects")
+    if dtype.kind not in _ELEMENT_KINDS or dtype.fields is not None or dtype.subdtype is not None:
+        raise _Forbidden("holds a numpy array whose elements are neither numbers nor text")
+    sound = np.dtype(dtype.str)
+    if (dtype.itemsize, dtype.alignment, dtype.flags) != (sound.itemsize, sound.alignment, sound.flags):
+        raise ValueError("an element type that numpy would not have made")
+    return dtype
+
+
+def _make_array_class() -> type[np.ndarray]:
+    """What stands for numpy.ndarray while one file is read. Only the state in the file gives it content, once."""
+
+    class Array(np.ndarray):
+        def __new__(cls, *arguments: Any) -> np.ndarray:
+            if arguments:
+                raise ValueError("an array of a given size instead of content")
+            return super().__new__(cls, 0, np.int8)
+
+        def __setstate__(self, state: Any) -> None:
+            if self.size or self.base is not None:
+                raise ValueError("the content of an array is given twice")
+            *_, shape, dtype, fortran_order, content = state
+            if not _checked_dtype(dtype).itemsize and 0 not in shape:
+                raise ValueError("an array of elements without size")
+            super().__setstate__((1, shape, dtype, fortran_order, content))
+
+    return Array
+
+
+def _with_plain_arrays(content: Any) -> Any:
+    """The content with numpy's own arrays in its lists and dicts, which are changed in place (each once)."""
+    stack, seen = [[content]], set()
+    whole = stack[0]
     while stack:
-        item = stack.pop()
-        if isinstance(item, np.ndarray):
-            if item.dtype.hasobject:
-                raise DataError(path, "holds a numpy array of Python objects", remedy="store numbers or strings")
-        elif isinstance(item, dict | list | tuple):
-            if id(item) not in seen:
+        container = stack.pop()
+        for key, item in container.items() if isinstance(container, dict) else enumerate(container):
+            if isinstance(item, np.ndarray):
+                if not isinstance(container, tuple):
+                    container[key] = item.view(np.ndarray)
+            elif isinstance(item, dict | list | tuple) and id(item) not in seen:
                 seen.add(id(item))
-                stack.extend(item.values() if isinstance(item, dict) else item)
+                stack.append(item)
+    return whole[0]
