@@ -36,7 +36,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["diffusiondrive*", "navsim_eval*"]),
-    package_data={"navsim_eval": ["**/*.npz", "**/*.json", "**/*.html"], "diffusiondrive": ["**/*.npy"]},
+    package_data={"navsim_eval": ["**/*.npz", "**/*.json", "**/*.css", "**/*.js"], "diffusiondrive": ["**/*.npy"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )
