@@ -1,6 +1,8 @@
 """Submissions to NAVSIM's leaderboards: made from predictions or from a planner, and checked before they are sent.
 
-predictions.npz, or planner + split ─► plans by token ─► all tokens there? ─► submission.pkl ─► read again, check
+    predictions.npz, or planner + split ─► plans by token ─► all tokens there? ─► submission.pkl
+
+A file that the leaderboard would refuse is not written.
 """
 
 from __future__ import annotations

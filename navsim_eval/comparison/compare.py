@@ -1,6 +1,8 @@
 """What changed from result A to result B: paired by token, every difference with two intervals.
 
     read A, read B ─► pair by token ─► mean differences, intervals over tokens and over logs ─► flips, biggest changes
+
+Differences are B − A throughout; scores are fractions.
 """
 
 from __future__ import annotations

@@ -127,17 +127,18 @@ def _signed(value: float) -> str:
 def page(comparison: Comparison) -> str:
     """One HTML file that needs nothing else."""
     c = comparison
+    sides = [[letter, side.name, side.source] for letter, side in (("A", c.a), ("B", c.b))]
     head = (
         f"<h1>{escape(c.b.name)} against {escape(c.a.name)}</h1>"
         f'<p class="note">{escape(c.a.metric)} · {escape(pairing_line(c))} · differences are B − A</p>'
-        + html.table(["", "planner", "file"], [["A", c.a.name, c.a.source], ["B", c.b.name, c.b.source]])
+        + html.table(["", "planner", "file"], sides, words=range(3))
     )
     header, rows = difference_rows(c)
     thick = "over tokens" if c.logs is None else "over logs"
     legend = (
         f'<p class="note">Points. Dot: difference of the means; thick bar: {100 * c.level:g} % interval {thick}'
         + ("" if c.logs is None else "; thin bar: over tokens")
-        + ". Green: B is better beyond doubt at this level, red: worse, grey: the interval holds zero. "
+        + ". Green: the interval lies above zero, red: below, grey: it holds zero. "
         "Scenes of one log resemble each other, so the interval over logs is the one to trust.</p>"
     )
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in c.notes)
@@ -146,7 +147,7 @@ def page(comparison: Comparison) -> str:
     sections.append('<p class="note">A factor of zero takes the whole score of its scene.</p>')
     for title, changes in (("Biggest losses", c.losses), ("Biggest gains", c.gains)):
         if changes:
-            sections += [f"<h2>{title}</h2>", html.table(*change_rows(changes))]
+            sections += [f"<h2>{title}</h2>", html.table(*change_rows(changes), words=(0, 1, 5))]
     return html.page(f"{c.b.name} against {c.a.name}", sections)
 
 

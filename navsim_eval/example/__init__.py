@@ -1,5 +1,4 @@
-"""One hand-made scene and a few plans, scored under both metric generations: the numbers and the picture of
-docs/metrics.md.
+"""One hand-made scene and five plans under both metric generations: numbers and picture of docs/metrics.md.
 
     python -m navsim_eval.example            # prints the tables, writes docs/images/metrics.png
 """

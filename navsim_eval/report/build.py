@@ -150,7 +150,7 @@ def _scenes(focus: Run, runs: Sequence[Run], cards: Sequence[str], count: int) -
 def _provenance(runs: Sequence[Run]) -> str:
     first = runs[0].summary
     reasons = first["coverage"]["first_reasons"]
-    lost = html.table(["not scored", "reason"], [[k, v] for k, v in reasons.items()]) if reasons else ""
+    lost = html.table(["not scored", "reason"], [[k, v] for k, v in reasons.items()], words=(0, 1)) if reasons else ""
     about = [{key: run.summary[key] for key in ("planner", "metric", "verdict", "coverage", "seconds")} for run in runs]
     text = json.dumps({"runs": about, "environment": first["environment"]}, indent=2, default=str)
     details = f"<details><summary>runs and environment</summary><pre>{escape(text)}</pre></details>"

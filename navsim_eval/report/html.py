@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 
@@ -31,13 +31,19 @@ def page(title: str, sections: Sequence[str], script: bool = False) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], focus: str | None = None) -> str:
-    """Rows of text; the row whose first cell is `focus` stands out."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = ""
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], focus: str | None = None, words: Collection[int] = (0,)
+) -> str:
+    """Rows of text; the row whose first cell is `focus` stands out. Columns of `words` are set left, numbers right."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        sides = [' class="text"' if index in words else "" for index in range(len(row))]
+        return "".join(f"<{tag}{side}>{escape(cell)}</{tag}>" for side, cell in zip(sides, row, strict=True))
+
+    head, body = cells("th", header), ""
     for row in rows:
         mark = ' class="focus"' if row[0] == focus else ""
-        body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        body += f"<tr{mark}>{cells('td', row)}</tr>"
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -88,6 +94,6 @@ def figure(picture: bytes, kind: str, alt: str) -> str:
 def webp_of(drawing: Figure, quality: int = 82) -> bytes:
     """A drawing as WebP: a third of a PNG's or JPEG's size, read by every browser of the last years."""
     raster, file = io.BytesIO(), io.BytesIO()
-    drawing.savefig(raster, format="png", bbox_inches="tight", pad_inches=0.02)
+    drawing.savefig(raster, format="png", bbox_inches="tight", pad_inches=0.02, pil_kwargs={"compress_level": 1})
     Image.open(raster).convert("RGB").save(file, "WEBP", quality=quality, method=4)
     return file.getvalue()
