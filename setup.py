@@ -23,6 +23,7 @@ CORE = [
 EXTRAS = {
     "city": ["eclipse-sumo>=1.20", "trimesh>=4.4", "embreex>=2.17.7"],
     "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.19"],
+    "parquet": ["pyarrow>=15"],
     "ray": ["ray>=2.35"],
     "mm": ["mmengine-lite>=0.10.5", "mmcv-lite==2.2.0"],
     "dev": ["pytest>=8.2", "hypothesis>=6.100", "ruff>=0.6"],
@@ -35,7 +36,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["diffusiondrive*", "navsim_eval*"]),
-    package_data={"navsim_eval": ["**/*.npz", "**/*.json", "**/*.html"], "diffusiondrive": ["**/*.npy"]},
+    package_data={"navsim_eval": ["**/*.npz", "**/*.json", "**/*.css", "**/*.js"], "diffusiondrive": ["**/*.npy"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -14,11 +14,21 @@ from tqdm import tqdm
 from navsim_eval.config import CONFIG_ROOT, DEFAULT_ROOT, DataConfig, describe, groups_in_defaults, load_config
 from navsim_eval.errors import UserError
 
-WITHOUT_DATA = ("make_city", "demo", "doctor")  # tools that make the city themselves, or only look around
+# Tools that make the city themselves, only look around, or read data only on request.
+WITHOUT_DATA = ("make_city", "demo", "doctor", "compare", "submit")
 
 
-def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, argv: Sequence[str] | None = None) -> int:
+def run_tool(
+    main: Callable[[Any], Any],
+    schema: type,
+    config: str,
+    doc: str,
+    argv: Sequence[str] | None = None,
+    positional: Sequence[str] = (),
+) -> int:
     """Run `main(config)` with a configuration composed from `configs/<config>.yaml` and the command line.
+
+    positional: keys that arguments without "=" stand for, in order (`compare.py A B` is `compare.py a=A b=B`)
 
     `--help` explains the tool and lists its keys; `--config` prints the resolved configuration instead of running.
 
@@ -29,7 +39,7 @@ def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, ar
         print(help_text(schema, config, doc))
         return 0
     show = "--config" in arguments
-    arguments = [a for a in arguments if a != "--config"]
+    arguments = _named([a for a in arguments if a != "--config"], positional)
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         settings = load_config(schema, config, arguments)
@@ -45,6 +55,17 @@ def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, ar
         print("interrupted: what was finished is kept; the same command resumes", file=sys.stderr)
         return 130
     return 0
+
+
+def _named(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Arguments with the names that their places stand for; values are quoted, as paths may hold Hydra's characters."""
+    left = iter(keys)
+    named = []
+    for argument in arguments:
+        key = None if "=" in argument or argument[:1] in "~+-" else next(left, None)
+        text = argument.replace("\\", "\\\\").replace("'", "\\'")
+        named.append(argument if key is None else f"{key}='{text}'")
+    return named
 
 
 def make_default_city(tool: str, settings: Any) -> None:

@@ -64,7 +64,7 @@ class EvaluateConfig:
     workers:      processes that build metric caches and score (0: as many as cores and scenes allow)
     executor:     local, or ray for several machines;  ray_address: see `navsim_eval.executor.Workers`
     batch_size, seed, device: of inference; a plan depends on (seed, token) only, never on the batch
-    report:       write report.html;  report_scenes: how many of the best and of the worst scenes are drawn
+    report:       write report.html;  report_scenes: how many scenes are drawn for each gallery
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -163,7 +163,8 @@ def evaluate(
     if len(runs) > 1:
         save_json(Path(config.output_dir) / "summary.json", {"runs": [_line(run, config.output_dir) for run in runs]})
     if config.report:
-        write_report(Path(config.output_dir) / "report.html", runs, first, config.report_scenes)
+        path = Path(config.output_dir) / "report.html"
+        write_report(path, runs, first, config.report_scenes, workers, progress)
     return runs
 
 

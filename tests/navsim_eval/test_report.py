@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from matplotlib.colors import to_rgba
 
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.predictions import Predictions
-from navsim_eval.report import html
+from navsim_eval.report import browser, html
 from navsim_eval.report.bev import AHEAD, BEHIND, CHOSEN, SCORE_COLORS, SIDE, Drawing, bev_figure
-from navsim_eval.report.build import Run, extreme_scenes, focus_run
+from navsim_eval.report.build import Run
 from navsim_eval.report.camera import camera_figure, project
+from navsim_eval.report.gallery import choose_scenes, extreme_scenes, failing_rows
+from navsim_eval.report.run import focus_run
 from navsim_eval.results import FORMATS, Results
 from navsim_eval.scene import Camera, Scene
 from tests.worlds import drive, write_road_map
@@ -66,7 +70,7 @@ def test_every_plan_can_be_drawn_into_the_image(chosen):
     image = np.full((108, 192, 3), 120, np.uint8)
     drawing = Drawing(chosen, human=straight())
     figure = camera_figure(image, camera(), drawing, Scene(tuple(drive("log", 14))).current.annotations)
-    assert html.jpeg_of(figure)[:2] == b"\xff\xd8"
+    assert html.webp_of(figure)[8:12] == b"WEBP"
 
 
 # --- from above ------------------------------------------------------------------------------------------------------
@@ -87,7 +91,7 @@ def test_ego_is_at_the_bottom_looking_up_at_true_scale(road_map):
     np.testing.assert_allclose(chosen.get_xydata()[-1], [0.0, 32.0], atol=1e-9)
     assert "10 m" in [text.get_text() for text in axes.texts]
     assert {"chosen plan", "recorded drive", "route"} <= {t.get_text() for t in axes.get_legend().get_texts()}
-    assert html.png_of(figure).startswith(b"\x89PNG")
+    assert html.webp_of(figure)[8:12] == b"WEBP"
 
 
 def test_modes_are_coloured_by_their_value_and_the_best_lies_on_top(road_map):
@@ -155,3 +159,79 @@ def test_the_planner_with_modes_is_drawn():
     assert focus_run([plain, rich, plain]).planner == "ours"
     assert focus_run([rich, plain]).planner == "ours"
     assert focus_run([plain]).planner == "human"
+
+
+def test_galleries_hold_scenes_in_which_a_sub_score_fails():
+    """Six scenes: 0 collides, 1 leaves the road, 2 does both, 3 is slow, 4 is fine, 5 failed to be scored."""
+    run = a_run([0.0, 0.0, 0.0, 0.6, 1.0, np.nan], list("abcdef"), [9, 8, 7, 6, 5, 4])
+    for name in ("time_to_collision_within_bound", "comfort", "driving_direction_compliance"):
+        run.results.columns[name][:] = 1.0
+    run.results.columns["no_at_fault_collisions"][:] = [0.0, 1.0, 0.0, 1.0, 1.0, np.nan]
+    run.results.columns["drivable_area_compliance"][:] = [1.0, 0.0, 0.0, 1.0, 1.0, np.nan]
+    run.results.columns["ego_progress"][:] = [0.0, 0.0, 0.0, 0.2, 1.0, np.nan]
+    failing = failing_rows(run)
+    assert failing["no_at_fault_collisions"] == [0, 2], "what fails in nothing else comes first"
+    assert failing["drivable_area_compliance"] == [1, 2]
+    assert failing["ego_progress"] == [0, 1, 2, 3] and not failing["comfort"]
+    chosen = choose_scenes(run, 1)
+    assert chosen == {0: ["worst", "NC", "EP"], 4: ["best"], 1: ["DAC", "EP"]}, "a drawn scene serves every gallery"
+    assert choose_scenes(run, 10).keys() == {0, 1, 2, 3, 4}
+
+
+# --- what a reader searches ------------------------------------------------------------------------------------------
+
+
+def searchable(scores: list[float], name: str = "x") -> Run:
+    run = a_run(scores, [f"log {i % 2}" for i in range(len(scores))], [5.0] * len(scores), name=name)
+    count = len(scores)
+    run.predictions.facts.update(
+        map=np.array(["here"] * count), command=np.array(["left", "straight"] * count)[:count],
+        speed=np.arange(count) * 3.14159,
+    )  # fmt: skip
+    return run
+
+
+def test_data_of_the_page_holds_every_scene_and_marks_what_is_undefined():
+    run = searchable([0.0, 1.0, 0.99951, 1e-5, np.nan])
+    data = browser.scene_data([run], run)
+    assert data["token"] == ["t0", "t1", "t2", "t3", "t4"] and data["logs"] == ["log 0", "log 1"]
+    assert data["log"] == [0, 1, 0, 1, 0] and data["speed"][1] == 3.14
+    assert data["runs"][0]["columns"][0] == "score"
+    assert data["runs"][0]["values"][0] == [0, 1, 0.999, 0.001, None], "only an exact 0 is a 0, only an exact 1 a 1"
+
+
+def test_large_pages_keep_the_drawn_planner_only(monkeypatch):
+    runs = [searchable([0.5] * 4, name="other"), searchable([0.5] * 4, name="ours")]
+    assert [run["name"] for run in browser.scene_data(runs, runs[1])["runs"]] == ["other", "ours"]
+    monkeypatch.setattr(browser, "_MOST_CELLS", 10)
+    data = browser.scene_data(runs, runs[1])
+    assert [run["name"] for run in data["runs"]] == ["ours"] and data["focus"] == 0
+
+
+def test_no_text_of_the_data_can_end_its_block():
+    block = browser.data_block({"token": ["</script><script>alert(1)</script>"]})
+    assert block.count("</script>") == 1 and block.endswith("</script>")
+
+
+def test_the_script_filters_opens_and_sorts(tmp_path):
+    """In a real browser, where there is one."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    run = searchable([0.0, 1.0, 0.5, 0.25])
+    data = browser.scene_data([run], run)
+    cards = "".join(f'<article class="scene" id="t{i}" data-galleries="NC"></article>' for i in (0, 1))
+    sections = [browser.filter_bar(data, {"NC": ("NC fails", 3)}), f'<div id="gallery">{cards}</div>']
+    sections += [browser.scene_table(data), browser.data_block(data)]
+    (tmp_path / "report.html").write_text(html.page("test", sections, script=True))
+
+    def dom(fragment: str) -> str:
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+                   "--virtual-time-budget=2000", "--dump-dom", f"file://{tmp_path}/report.html#{fragment}"]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+    filtered = dom("command=left&gallery=NC")
+    assert "2 of 4 scenes, 1 picture" in filtered and filtered.index(">t0<") < filtered.index(">t2<")
+    assert ">t1<" not in filtered.split('id="scenes"')[1].split("</table>")[0]
+    opened = dom("t1")
+    assert '<article class="scene open" id="t1"' in opened and "4 of 4 scenes, 2 pictures" in opened

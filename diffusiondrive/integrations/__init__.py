@@ -1,0 +1,1 @@
+"""Adapters to other people's frameworks: one file each, imported only by those who have that framework."""
