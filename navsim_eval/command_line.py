@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,13 +15,21 @@ from tqdm import tqdm
 from navsim_eval.config import CONFIG_ROOT, DEFAULT_ROOT, DataConfig, describe, groups_in_defaults, load_config
 from navsim_eval.errors import UserError
 
-WITHOUT_DATA = ("make_city", "demo", "doctor")  # tools that make the city themselves, or only look around
+WITHOUT_DATA = ("make_city", "demo", "doctor", "data")  # tools that make the city themselves, or only look around
 
 
-def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, argv: Sequence[str] | None = None) -> int:
+def run_tool(
+    main: Callable[[Any], Any],
+    schema: type,
+    config: str,
+    doc: str,
+    argv: Sequence[str] | None = None,
+    first_word: str = "",
+) -> int:
     """Run `main(config)` with a configuration composed from `configs/<config>.yaml` and the command line.
 
     `--help` explains the tool and lists its keys; `--config` prints the resolved configuration instead of running.
+    first_word: key that a first argument without "=" gives a value to; empty: there is none
 
     Returns the exit status: 0 on success, 2 on a UserError (one line on standard error), 130 when interrupted.
     """
@@ -28,6 +37,8 @@ def run_tool(main: Callable[[Any], Any], schema: type, config: str, doc: str, ar
     if any(a in ("-h", "--help") for a in arguments):
         print(help_text(schema, config, doc))
         return 0
+    if first_word and arguments and re.fullmatch(r"\w+", arguments[0]):
+        arguments[0] = f"{first_word}={arguments[0]}"
     show = "--config" in arguments
     arguments = [a for a in arguments if a != "--config"]
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
