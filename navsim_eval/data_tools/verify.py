@@ -177,9 +177,7 @@ class InspectLog:
             found.damaged.setdefault(kind, []).append(str(error))
 
 
-def files_of(
-    scene: Scene, cameras: Collection[str], lidar: bool, frames: str
-) -> Iterator[tuple[str, Path | str]]:
+def files_of(scene: Scene, cameras: Collection[str], lidar: bool, frames: str) -> Iterator[tuple[str, Path | str]]:
     """(kind, path) of the sensor files of a scene; a text in place of a path where the log lists no such sensor."""
     chosen = {"current": [scene.num_history - 1], "history": range(scene.num_history), "all": range(len(scene.frames))}
     for index in chosen[frames]:
