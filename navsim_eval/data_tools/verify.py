@@ -247,7 +247,9 @@ def _missing(text: str) -> str:
 
 def _map(data: DataConfig, name: str, routes: set[str]) -> Check:
     """Layers that something reads, and whether the routes of the logs are on the map."""
-    check = Check(f"map {name or '(unnamed)'}")
+    if not name:
+        return Check("map", found="none", expected="none", remedy="plans can be made and learnt here, not scored")
+    check = Check(f"map {name}")
     try:
         road_map = MapStore(data.maps, data.map_version).get(name)
         present = road_map.available
