@@ -52,6 +52,7 @@ from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
 from navsim_eval.formats.maps import MapStore
 
+ROUNDS = 2  # turns of the two pipelines
 PARTS = ("data wait", "copy", "forward", "backward", "optimiser")
 
 
@@ -256,20 +257,26 @@ def measure_steps(caches: Caches, scenes: SceneDataset, config: ThroughputConfig
     if config.threads:
         torch.set_num_threads(config.threads)
     anchors = torch.from_numpy(cluster_anchors(human_plans(scenes).trajectories, config.model.modes, config.seed))
-    rows = {}
+    pipelines = {}
     for name, published in (("ours", False), ("published equivalent", True)):
         torch.manual_seed(config.seed)
-        step = Step(DiffusionDrive(config.model, anchors).to(device).train(), caches, published, device, config)
-        parts = step.run(split=True)
-        per_step = {part: statistics.median(times) * 1e3 for part, times in parts.items()}
-        start = time.perf_counter()
-        step.run(split=False)
-        seconds = time.perf_counter() - start
-        total = sum(per_step.values())
+        planner = DiffusionDrive(config.model, anchors).to(device).train()
+        pipelines[name] = Step(planner, caches, published, device, config)
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in pipelines}
+    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
+    for _ in range(ROUNDS):
+        for name, step in pipelines.items():
+            parts[name] += step.run(split=True)
+            if device.type == "cuda":  # what takes place when nobody waits at the borders
+                seconds[name] += [sum(times.values()) for times in step.run(split=False)]
+    rows = {}
+    for name in pipelines:
+        per_step = {part: statistics.median(times[part] for times in parts[name]) * 1e3 for part in PARTS}
+        durations = seconds[name] or [sum(times.values()) for times in parts[name]]
         rows[name] = {
-            "samples/s": config.batch * (config.steps + config.warm_up) / seconds,
+            "samples/s": config.batch / statistics.fmean(durations),
             **{f"{part} ms": value for part, value in per_step.items()},
-            "data wait %": 100 * per_step["data wait"] / total,
+            "data wait %": 100 * per_step["data wait"] / sum(per_step.values()),
         }
     arithmetic = {"ours": "bf16", "published equivalent": "fp16"} if device.type == "cuda" else "float32"
     return {"device": str(device), "threads": torch.get_num_threads(), "arithmetic": arithmetic, "rows": rows}
@@ -300,25 +307,29 @@ class Step:
             persistent_workers=config.workers > 0,
         )
 
-    def run(self, split: bool) -> dict[str, list[float]]:
-        """Steps, the first `warm_up` of which are not in the times. split: synchronise at every border."""
-        times: dict[str, list[float]] = {part: [] for part in PARTS}
+    def run(self, split: bool) -> list[dict[str, float]]:
+        """Seconds of every part of `steps` steps, after `warm_up` others. split: synchronise at every border.
+
+        Without that, the last part of the last step waits for the device, so that only sums mean something.
+        """
+        steps = []
         batches = self._batches()
-        for number in range(self.config.warm_up + self.config.steps):
+        total = self.config.warm_up + self.config.steps
+        for number in range(total):
             marks = [time.perf_counter()]
 
-            def mark(marks: list[float] = marks) -> None:
-                if self.cuda and split:
+            def mark(marks: list[float] = marks, number: int = number) -> None:
+                if self.cuda and (split or (number == total - 1 and len(marks) == len(PARTS))):
                     torch.cuda.synchronize()
                 marks.append(time.perf_counter())
 
             self._one(next(batches), mark)
             if number >= self.config.warm_up:
-                for part, begin, end in zip(PARTS, marks, marks[1:], strict=False):
-                    times[part].append(end - begin)
-        if self.cuda:
-            torch.cuda.synchronize()
-        return times
+                ends = zip(PARTS, marks, marks[1:], strict=False)
+                steps.append({part: end - begin for part, begin, end in ends})
+            elif self.cuda:
+                torch.cuda.synchronize()
+        return steps
 
     def _batches(self) -> Iterator:
         while True:

@@ -100,9 +100,7 @@ def to_model_input(features: dict[str, Tensor], config: FeatureConfig | None = N
     """
     scales = {"camera_feature": 255.0, "lidar_feature": float((config or FeatureConfig()).lidar_clip)}
     return {
-        name: value
-        if value.is_floating_point()
-        else value.float() / value.new_tensor(scales[name], dtype=torch.float32)
+        name: value if value.is_floating_point() else value / value.new_tensor(scales[name], dtype=torch.float32)
         for name, value in features.items()
     }
 

@@ -81,19 +81,31 @@ def plan(config: DataToolConfig) -> None:
 def verify_split(config: DataToolConfig) -> None:
     checks = verify(config, bar)
     table = Table(title=f"Split {config.split} in {config.data.root}", title_justify="left")
-    for name in ("what", "state", "found", "expected", "wrong", "first problems", "remedy"):
+    for name in ("what", "state", "found", "expected", "wrong"):
         table.add_column(name, overflow="fold")
     for check in checks:
         state = f"[{COLORS.get(check.state, 'yellow')}]{check.state}[/]"
-        first = "\n".join(check.problems[:SHOWN]) + ("\n…" if check.wrong > SHOWN else "")
-        cells = (check.found, check.expected, str(check.wrong or ""), first, check.remedy)
+        cells = (check.found, check.expected, str(check.wrong or ""))
         table.add_row(escape(check.subject), state, *map(escape, cells))
     show(table)
+    for check in checks:
+        print_problems(check, config.data.root)
     path = save(config, {"split": config.split, "root": config.data.root, "checks": [vars(check) for check in checks]})
     failed: list[Check] = [check for check in checks if check.state == ERROR]
     if failed:
         wrong = ", ".join(f"{check.subject} ({check.wrong})" for check in failed)
         raise UserError(f"split {config.split} is not whole: {wrong}; listed in {path}")
+
+
+def print_problems(check: Check, root: str) -> None:
+    """The first problems of a check, paths relative to the data root, and what to do."""
+    if not check.wrong:
+        return
+    print(f"{check.subject}: {check.wrong} wrong" + (f" ({check.remedy})" if check.remedy else ""))
+    for problem in check.problems[:SHOWN]:
+        print("  " + problem.replace(f"{root.rstrip('/')}/", ""))
+    if check.wrong > SHOWN:
+        print(f"  … and {check.wrong - SHOWN} more")
 
 
 def checksums(config: DataToolConfig) -> None:

@@ -7,7 +7,7 @@ problem and nothing is changed. Work is spread over processes log by log.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from navsim_eval.data_tools.config import DataToolConfig
 from navsim_eval.dataset import SceneDataset, sensor_files
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import run_jobs
+from navsim_eval.files import sha256
 from navsim_eval.formats.maps import REQUIRED_LAYERS, MapStore, RoadMap
 from navsim_eval.formats.sensors import read_image, read_point_cloud
 from navsim_eval.formats.splits import CITY_MANIFEST, LOGS_FOLDER
@@ -57,7 +58,7 @@ class Check:
 
 def verify(config: DataToolConfig, bar: Bar) -> list[Check]:
     """All checks of one split. Raises UserError only where there is no such split at all."""
-    expected = _city_logs(config.data, config.split)
+    city = _city_logs(config.data, config.split)
     try:
         scenes = SceneDataset.from_config(config.data, config.split, workers=max(config.workers, 1), progress=True)
     except DataError:
@@ -65,7 +66,7 @@ def verify(config: DataToolConfig, bar: Bar) -> list[Check]:
     except UserError as error:
         if not (Path(config.data.root) / LOGS_FOLDER).is_dir() or "is unknown" in str(error):
             raise
-        check = Check("logs", ERROR, "no scene", expected=f"{len(expected)} logs" if expected else "", wrong=1)
+        check = Check("logs", ERROR, "no scene", expected=f"{len(city)} logs" if city else "", wrong=1)
         check.problems = [str(error)]
         return [check]
     findings = _Findings()
@@ -78,7 +79,7 @@ def verify(config: DataToolConfig, bar: Bar) -> list[Check]:
                 findings.merge(outcome.value)
             else:
                 findings.frames[jobs[outcome.index][0]] = outcome.error
-    checks = [_logs(scenes, expected, config), _frames(scenes, findings), *_sensors(findings, config)]
+    checks = [_logs(scenes, city, config), _frames(scenes, findings, city), *_sensors(findings, config)]
     checks += [_map(config.data, name, routes) for name, routes in sorted(findings.routes.items())]
     listed = Path(config.checksums or default_list(config.data.root, config.split))
     if config.checksums or listed.is_file():
@@ -202,15 +203,19 @@ def _path(scene: Scene, index: int, cameras: list[str], lidar: bool) -> Path | s
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _logs(scenes: SceneDataset, expected: Collection[str], config: DataToolConfig) -> Check:
+def _logs(scenes: SceneDataset, city: Mapping[str, CityLog], config: DataToolConfig) -> Check:
     coverage = scenes.coverage
-    broken = [f"{name}: {reason}" for name, reason in coverage.logs_broken]
-    present = {path.stem for path in scenes.logs.glob("*.pkl")}
-    missing = [*coverage.logs_missing, *(name for name in expected if name not in present)]
+    broken = [reason for _, reason in coverage.logs_broken]
+    unreadable = {name for name, _ in coverage.logs_broken}
+    present = {path.stem: path for path in scenes.logs.glob("*.pkl")}
+    missing = [*coverage.logs_missing, *(name for name in city if name not in present)]
+    known = [log for log in city.values() if log.sha256 and log.name in present and log.name not in unreadable]
+    changed = [log.name for log in known if sha256(present[log.name]) != log.sha256]
     total = coverage.logs_found + len(broken) + len(missing)
     check = Check("logs", found=f"{coverage.logs_found} readable", expected=f"{total}")
     check.add(ERROR, [f"{name}.pkl is not there" for name in missing])
     check.add(ERROR, broken)
+    check.add(WARNING, [f"{name}.pkl is not the log that the city wrote" for name in changed])
     published = coverage.published
     if published and published.logs is not None and total != published.logs:
         check.add(WARNING, [f"the published split has {published.logs} logs, here {total} are listed or present"])
@@ -218,11 +223,13 @@ def _logs(scenes: SceneDataset, expected: Collection[str], config: DataToolConfi
     return check
 
 
-def _frames(scenes: SceneDataset, findings: _Findings) -> Check:
+def _frames(scenes: SceneDataset, findings: _Findings, city: Mapping[str, CityLog]) -> Check:
     coverage = scenes.coverage
     found = len(scenes) - len(findings.frames)
-    expected = coverage.scenes_expected if coverage.scenes_expected is not None else len(scenes)
-    check = Check("scenes", found=f"{found} readable", expected=str(expected))
+    listed = sum(log.scenes for log in city.values()) or coverage.scenes_expected
+    check = Check("scenes", found=f"{found} readable", expected=str(listed or len(scenes)))
+    here = set(scenes.log_names)
+    check.add(ERROR, [f"{log.scenes} scenes of log {log.name}" for log in city.values() if log.name not in here])
     check.add(ERROR, [f"scene {token}: {reason}" for token, reason in findings.frames.items()])
     check.add(ERROR, [f"scene {token} is in no log" for token in coverage.tokens_missing])
     return check
@@ -305,14 +312,24 @@ def _archives(folder: str, bar: Bar) -> Check:
     return check
 
 
-def _city_logs(data: DataConfig, split: str) -> list[str]:
-    """Logs that a synthetic city says it has in this split; empty for other data."""
+@dataclass(frozen=True)
+class CityLog:
+    """What a synthetic city noted about a log that it wrote."""
+
+    name: str
+    scenes: int
+    sha256: str
+
+
+def _city_logs(data: DataConfig, split: str) -> dict[str, CityLog]:
+    """Logs that a synthetic city says it has in this split, by name; empty for other data."""
     path = Path(data.root) / CITY_MANIFEST
     try:
-        return list(json.loads(path.read_text())["splits"].get(split, {}).get("logs", {}))
+        logs = json.loads(path.read_text())["splits"].get(split, {}).get("logs", {})
+        return {name: CityLog(name, int(log["scenes"]), str(log["sha256"])) for name, log in logs.items()}
     except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, AttributeError) as error:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(path, f"cannot be read ({error})", remedy="make the city again") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import shutil
 import sqlite3
@@ -128,11 +129,17 @@ def test_a_layer_that_only_training_reads_is_a_warning(world: World) -> None:
 
 def test_a_missing_map_and_a_log_that_the_city_should_have(world: World) -> None:
     shutil.rmtree(world.root / "maps")
-    logs = {name: {} for name in (*world.logs["train"], "2021.01.01.00.00.09_veh-00_00000_00100")}
-    (world.root / "city.json").write_text('{"splits": {"train": {"logs": ' + str(logs).replace("'", '"') + "}}}")
+    logs = {
+        name: {"scenes": 3, "sha256": ""} for name in (*world.logs["train"], "2021.01.01.00.00.09_veh-00_00000_00100")
+    }
+    logs[world.logs["train"][0]]["sha256"] = "0" * 64
+    (world.root / "city.json").write_text(json.dumps({"splits": {"train": {"logs": logs}}}))
     checks = checks_of(world)
     assert checks[f"map {LOCATION}"].state == ERROR and "no map for location" in checks[f"map {LOCATION}"].problems[0]
-    assert checks["logs"].problems == ["2021.01.01.00.00.09_veh-00_00000_00100.pkl is not there"]
+    missing, changed = checks["logs"].problems
+    assert missing == "2021.01.01.00.00.09_veh-00_00000_00100.pkl is not there"
+    assert changed == f"{world.logs['train'][0]}.pkl is not the log that the city wrote"
+    assert checks["scenes"].expected == "9" and checks["scenes"].wrong == 1
 
 
 def test_no_readable_log_is_a_finding_not_a_crash(world: World) -> None:
