@@ -93,16 +93,20 @@ def collate(samples: Sequence[Sample] | Sample) -> Sample:
 
 
 def to_model_input(features: dict[str, Tensor], config: FeatureConfig | None = None) -> dict[str, Tensor]:
-    """8-bit features as the planner's float32 input: camera / 255, LiDAR counts / clip. Float features pass through.
-
-    Division by a tensor on the same device is a true division everywhere; by a Python number, CUDA would multiply with
-    the reciprocal and miss the reference by one unit in the last place.
-    """
+    """8-bit features as the planner's float32 input: camera / 255, LiDAR counts / clip. Float features pass through."""
     scales = {"camera_feature": 255.0, "lidar_feature": float((config or FeatureConfig()).lidar_clip)}
     return {
-        name: value if value.is_floating_point() else value / value.new_tensor(scales[name], dtype=torch.float32)
-        for name, value in features.items()
+        name: value if value.is_floating_point() else _divided(value, scales[name]) for name, value in features.items()
     }
+
+
+def _divided(counts: Tensor, scale: float) -> Tensor:
+    """8-bit integers / scale in float32, correctly rounded on every device."""
+    if counts.device.type == "cpu":
+        # numpy asks for huge pages. Where torch allocates a batch of full size, page faults take four times the division.
+        return torch.from_numpy(np.divide(counts.numpy(), np.float32(scale), dtype=np.float32))
+    # By a Python number, CUDA would multiply with the reciprocal and miss by one unit in the last place.
+    return counts.float() / counts.new_tensor(scale, dtype=torch.float32)
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:

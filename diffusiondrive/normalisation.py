@@ -86,12 +86,12 @@ def _status(scene: Scene) -> np.ndarray:
 
 def _trajectory_rows(poses: np.ndarray, space: SpaceConfig) -> tuple[list[Constant], dict[str, Any]]:
     published = {
-        "x": (space.x_origin, space.x_span, 1.0),
-        "y": (space.y_origin, space.y_span, 1.0),
-        "heading": (*PUBLISHED_HEADING, 1.0),
+        "x": (space.x_origin, space.x_span),
+        "y": (space.y_origin, space.y_span),
+        "heading": PUBLISHED_HEADING,
     }
     rows, numbers = [], {}
-    for column, (name, (origin, span, _)) in enumerate(published.items()):
+    for column, (name, (origin, span)) in enumerate(published.items()):
         values = poses[..., column]
         low, high = float(values.min()), float(values.max())
         outside = ((values < origin) | (values > origin + span)).any(axis=1)
@@ -105,9 +105,15 @@ def _trajectory_rows(poses: np.ndarray, space: SpaceConfig) -> tuple[list[Consta
             "p99.9": float(np.percentile(values, 99.9)),
         }
         remark = f"{100 * outside.mean():.2g} % of the scenes leave the published range ({use})"
-        shown = f"[{origin:g}, {origin + span:g}] {unit}"
-        rows.append(Constant(f"trajectory {name}", shown, f"[{low:.2f}, {high:.2f}] {unit}", remark))
+        shown = f"{affine(name[0], origin, span)}: {origin:g} … {origin + span:g} {unit}"
+        here = f"{affine(name[0], low, high - low)}: {low:.2f} … {high:.2f} {unit}"
+        rows.append(Constant(f"trajectory {name}", shown, here, remark))
     return rows, {"trajectory": numbers}
+
+
+def affine(symbol: str, origin: float, span: float) -> str:
+    """The map of [origin, origin + span] onto [-1, 1], as it is written down."""
+    return f"2 ({symbol} {'+' if origin <= 0 else '-'} {abs(origin):.3g}) / {span:.3g} - 1"
 
 
 def _picture_rows(

@@ -36,7 +36,7 @@ def _histogram(axes: Axes, values: np.ndarray, label: str, log: bool = False) ->
     if len(known):
         axes.hist(known, bins=30, color=_COLOR)
         axes.axvline(float(np.median(known)), color=_SECOND, linewidth=1.5, label=f"median {np.median(known):.3g}")
-        axes.legend(frameon=False)
+        axes.legend(framealpha=0.9)
     if log:
         axes.set_yscale("log")
     axes.set_xlabel(label)
