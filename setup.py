@@ -14,6 +14,7 @@ CORE = [
     "pytorch-lightning>=2.5,!=2.6.2,!=2.6.3",
     "hydra-core>=1.3.2",
     "safetensors>=0.4.3",
+    "fsspec>=2024.6",
     "rich>=13.7",
     "tqdm>=4.66",
     "matplotlib>=3.9",

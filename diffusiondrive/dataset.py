@@ -61,14 +61,31 @@ class PlanningDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return self.load(self.tokens[index])
 
+    def __getitems__(self, indices: Sequence[int]) -> Sample:
+        """A whole batch; torch's loader asks for it where this method exists."""
+        return self.batch([self.tokens[index] for index in indices])
+
     def load(self, token: str) -> Sample:
         """The sample of a scene. Raises DataError when it is damaged."""
         features, targets = self.source[token]
         return Sample(_tensors(features), _tensors(targets), token)
 
+    def batch(self, tokens: Sequence[str]) -> Sample:
+        """What `collate` makes of the samples, each byte copied once: from the mapped file into the batch."""
+        samples = [self.source[token] for token in tokens]
+        stacked = [
+            {name: _stack([sample[part][name] for sample in samples]) for name in samples[0][part]} for part in (0, 1)
+        ]
+        return Sample(*stacked, list(tokens))
 
-def collate(samples: Sequence[Sample]) -> Sample:
-    """Join samples into a batch: tensors get a leading axis, `token` becomes the list of tokens."""
+
+def collate(samples: Sequence[Sample] | Sample) -> Sample:
+    """Join samples into a batch: tensors get a leading axis, `token` becomes the list of tokens.
+
+    A batch that `PlanningDataset` has already joined passes through.
+    """
+    if isinstance(samples, Sample):
+        return samples
     stacked = [
         {name: torch.stack([sample[part][name] for sample in samples]) for name in samples[0][part]} for part in (0, 1)
     ]
@@ -76,18 +93,28 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 
 def to_model_input(features: dict[str, Tensor], config: FeatureConfig | None = None) -> dict[str, Tensor]:
-    """8-bit features as the planner's float32 input: camera / 255, LiDAR counts / clip. Float features pass through.
-
-    Division by a tensor on the same device is a true division everywhere; by a Python number, CUDA would multiply with
-    the reciprocal and miss the reference by one unit in the last place.
-    """
+    """8-bit features as the planner's float32 input: camera / 255, LiDAR counts / clip. Float features pass through."""
     scales = {"camera_feature": 255.0, "lidar_feature": float((config or FeatureConfig()).lidar_clip)}
     return {
-        name: value
-        if value.is_floating_point()
-        else value.float() / value.new_tensor(scales[name], dtype=torch.float32)
-        for name, value in features.items()
+        name: value if value.is_floating_point() else _divided(value, scales[name]) for name, value in features.items()
     }
+
+
+def _divided(counts: Tensor, scale: float) -> Tensor:
+    """8-bit integers / scale in float32, correctly rounded on every device."""
+    if counts.device.type == "cpu":
+        # numpy asks for huge pages. Where torch allocates a batch of full size, page faults take four times the division.
+        return torch.from_numpy(np.divide(counts.numpy(), np.float32(scale), dtype=np.float32))
+    # By a Python number, CUDA would multiply with the reciprocal and miss by one unit in the last place.
+    return counts.float() / counts.new_tensor(scale, dtype=torch.float32)
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Arrays with a leading axis, double precision reduced to single."""
+    dtype = np.float32 if arrays[0].dtype == np.float64 else arrays[0].dtype
+    batch = np.empty((len(arrays), *arrays[0].shape), dtype)
+    np.stack(arrays, out=batch, casting="same_kind")
+    return torch.from_numpy(batch)
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:

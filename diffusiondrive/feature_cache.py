@@ -26,7 +26,8 @@ from navsim_eval.config import DataConfig, from_mapping
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import Workers
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.maps import MapStore, RoadMap
+from navsim_eval.scene import Scene
 from navsim_eval.shards import BuildReport, ShardReader, build_shards
 
 PURPOSE = "features"
@@ -106,8 +107,11 @@ class RawSamples:
     def __getitem__(self, token: str) -> NumpySample:
         scene = self.scenes[token]
         features = compact_features(scene, self.features)
-        targets = build_targets(scene, self.maps.get(scene.map_name), self.targets) if self.labels else {}
+        targets = build_targets(scene, self._map_of(scene), self.targets) if self.labels else {}
         return NumpySample(features, targets)
+
+    def _map_of(self, scene: Scene) -> RoadMap | None:
+        return self.maps.get(scene.map_name) if scene.map_name else None
 
 
 class FeatureCache:

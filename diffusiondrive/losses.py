@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffusiondrive.perception import Agents
 from diffusiondrive.planner import Plan, TrainingOutputs
+from diffusiondrive.targets import UNLABELLED
 from navsim_eval.errors import UserError
 
 
@@ -170,14 +171,19 @@ def match_agents(logits: Tensor, boxes: Tensor, states: Tensor, labels: Tensor, 
 
 
 def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (B, C, H, W) and labels (B, kH, kW), of which every k-th is read."""
+    """Mean cross entropy of logits (B, C, H, W) and labels (B, kH, kW), of which every k-th is read.
+
+    Cells marked `UNLABELLED` (scenes without a map) are left out; zero where there is no other.
+    """
     rows, columns = labels.shape[-2] // logits.shape[-2], labels.shape[-1] // logits.shape[-1]
     if (logits.shape[-2] * rows, logits.shape[-1] * columns) != tuple(labels.shape[-2:]):
         raise UserError(
             f"bev_semantic_map: targets of {tuple(labels.shape[-2:])} cells are no multiple of the predicted "
             f"{tuple(logits.shape[-2:])} (perception.semantic_size)"
         )
-    return F.cross_entropy(logits.float(), labels[..., ::rows, ::columns].long())
+    labels = labels[..., ::rows, ::columns].long()
+    total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
 def _with_scene_terms(

@@ -20,6 +20,7 @@ from navsim_eval.scene import STATIC_CLASSES, Annotations, BoxIndex, Scene
 
 TARGETS_VERSION = 1  # raise when the same configuration would give other values: caches then refuse to mix
 TARGET_NAMES = ("trajectory", "agent_states", "agent_labels", "bev_semantic_map")
+UNLABELLED = 255  # cells of a scene without a map: no class, left out of the loss
 BEV_CLASSES = ("empty", "road", "walkway", "centerline", "static object", "vehicle", "pedestrian")
 CENTERLINE_THICKNESS = 2  # pixels
 STATE_COLUMNS = [BoxIndex.X, BoxIndex.Y, BoxIndex.HEADING, BoxIndex.LENGTH, BoxIndex.WIDTH]
@@ -55,7 +56,8 @@ def build_targets(scene: Scene, road_map: Any, config: TargetConfig | None = Non
     """Training targets of a scene; everything in the ego frame at the current time.
 
     trajectory (8, 3) float64; agent_states (30, 5) float32 and agent_labels (30,) bool; bev_semantic_map (128, 256)
-    uint8. road_map: `navsim_eval.formats.maps.RoadMap`. Raises DataError for a scene without labels or future.
+    uint8. road_map: `navsim_eval.formats.maps.RoadMap`, or None for a scene without a map, whose cells are then
+    `UNLABELLED`. Raises DataError for a scene without labels or future.
     """
     config = config or TargetConfig()
     annotations = scene.current.annotations
@@ -68,11 +70,15 @@ def build_targets(scene: Scene, road_map: Any, config: TargetConfig | None = Non
             remedy="use a split with more future frames",
         )
     agent_states, agent_labels = agent_targets(annotations, config)
+    if road_map is None:
+        semantic = np.full((config.bev_rows, config.bev_columns), UNLABELLED, np.uint8)
+    else:
+        semantic = bev_semantic_map(annotations, road_map, scene.current.ego_pose, config)
     return {
         "trajectory": scene.human_trajectory(config.num_poses),
         "agent_states": agent_states,
         "agent_labels": agent_labels,
-        "bev_semantic_map": bev_semantic_map(annotations, road_map, scene.current.ego_pose, config),
+        "bev_semantic_map": semantic,
     }
 
 

@@ -15,7 +15,7 @@ from navsim_eval.config import CONFIG_ROOT, DEFAULT_ROOT, DataConfig, describe, 
 from navsim_eval.errors import UserError
 
 # Tools that make the city themselves, only look around, or read data only on request.
-WITHOUT_DATA = ("make_city", "demo", "doctor", "compare", "submit")
+WITHOUT_DATA = ("make_city", "demo", "doctor", "compare", "submit", "data")
 
 
 def run_tool(

@@ -22,6 +22,7 @@ from navsim_eval.files import atomic_write
 
 LOGS_FOLDER = "navsim_logs"
 CITY_MANIFEST = "city.json"  # beside `navsim_logs/`: this data root is a synthetic city
+OWN_FILTER_FILE = "scene_filter.yaml"  # in a folder of logs: the filter of the split that the folder is
 LOG_LIST_FILE = "default_train_val_test_log_split.yaml"
 LOG_PARTS = ("train", "val", "test")
 
@@ -100,9 +101,7 @@ PUBLISHED_SPLITS: Mapping[str, PublishedSplit] = {
     "navhard_two_stage": PublishedSplit("test", "navhard_two_stage", 76, 450, 5462),
     "warmup_two_stage": PublishedSplit("test", "warmup_two_stage", 7, 16, 204),
     "navsafe_two_stage": PublishedSplit("test", "navsafe_two_stage", 36, 164, 978),
-    "private_test_hard_two_stage": PublishedSplit(
-        "private_test_hard", "private_test_hard_two_stage", None, 140, 1732
-    ),
+    "private_test_hard_two_stage": PublishedSplit("private_test_hard", "private_test_hard_two_stage", None, 140, 1732),
     "private_test_e2e": PublishedSplit("private_test_e2e", "private_test_e2e", None, 2000),
     "warmup_test_e2e": PublishedSplit("mini", "warmup_test_e2e", 62, 563),
 }
@@ -130,10 +129,11 @@ def find_split(name: str, root: Path | str, filters: Path | str = "") -> Split:
 
     In a synthetic city a split is a folder. Elsewhere a split file in `filters` comes first; then the published splits
     that need no list of tokens (mini, trainval, test: windows do not overlap); then any folder under `navsim_logs/`.
-    A folder stands for all its windows at stride 1. Raises UserError that lists what there is.
+    A folder stands for all its windows at stride 1 that have a route, unless it holds a `scene_filter.yaml` of its own.
+    Raises UserError that lists what there is.
     """
     if (Path(root) / CITY_MANIFEST).is_file() and name in _log_folders(Path(root)):
-        return Split(name, name, SceneFilter(frame_interval=1))
+        return Split(name, name, _folder_filter(Path(root), name))
     if filters and not Path(filters).is_dir():
         raise UserError(f"data.filters={filters} is not a folder; it is NAVSIM's config/common/train_test_split")
     published = PUBLISHED_SPLITS.get(name)
@@ -144,7 +144,7 @@ def find_split(name: str, root: Path | str, filters: Path | str = "") -> Split:
         return Split(name, published.folder, SceneFilter(), published)
     folders = _log_folders(Path(root))
     if name in folders:
-        return Split(name, name, SceneFilter(frame_interval=1))
+        return Split(name, name, _folder_filter(Path(root), name))
     if published:
         raise UserError(
             f"split '{name}' needs NAVSIM's list of tokens; set data.filters (or $NAVSIM_DEVKIT_ROOT) to the folder "
@@ -154,6 +154,11 @@ def find_split(name: str, root: Path | str, filters: Path | str = "") -> Split:
         f"split '{name}' is unknown; folders under {Path(root) / LOGS_FOLDER}: {', '.join(folders) or 'none'}; "
         f"published splits: {', '.join(PUBLISHED_SPLITS)}"
     )
+
+
+def _folder_filter(root: Path, name: str) -> SceneFilter:
+    own = root / LOGS_FOLDER / name / OWN_FILTER_FILE
+    return read_scene_filter(own) if own.is_file() else SceneFilter(frame_interval=1)
 
 
 def read_scene_filter(path: Path | str) -> SceneFilter:
