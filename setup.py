@@ -11,6 +11,7 @@ CORE = [
     "shapely>=2.0.4",
     "pyogrio>=0.9",
     "opencv-python-headless>=4.9",
+    "pillow>=10.0",
     "pytorch-lightning>=2.5,!=2.6.2,!=2.6.3",
     "hydra-core>=1.3.2",
     "safetensors>=0.4.3",

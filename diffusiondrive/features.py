@@ -125,16 +125,31 @@ def to_float(features: dict[str, np.ndarray], config: FeatureConfig) -> dict[str
 
 def camera_feature(left: np.ndarray, front: np.ndarray, right: np.ndarray, config: FeatureConfig) -> np.ndarray:
     """Three images (H, W, 3) uint8 RGB of equal size, cropped, stitched and resized to (3, height, width) uint8."""
-    height, width = front.shape[:2]
+    rows, columns = crop_of(front.shape[:2], config)
+    height, width = front.shape[0] - 2 * rows, front.shape[1]
+    inner, sides = slice(rows, rows + height), slice(columns, width - columns)
+    parts = [left[inner, sides], front[inner], right[inner, sides]]
+    factor, rest = divmod(sum(part.shape[1] for part in parts), config.camera_width)
+    if rest or any(part.shape[1] % factor for part in parts):
+        parts = [np.concatenate(parts, axis=1)]
+    # At a whole factor no output pixel looks across a seam: resized one by one the images give the same strip.
+    total = sum(part.shape[1] for part in parts)
+    strip = np.concatenate([_resized(part, part.shape[1] * config.camera_width // total, config) for part in parts], 1)
+    return np.ascontiguousarray(strip.transpose(2, 0, 1))
+
+
+def crop_of(size: tuple[int, int], config: FeatureConfig) -> tuple[int, int]:
+    """Rows and columns that are cut off either side of an image of this size (rows, columns)."""
+    height, width = size
     rows = round(config.crop_rows * height / REFERENCE_IMAGE[0])
     columns = round(config.crop_columns * width / REFERENCE_IMAGE[1])
     if 2 * rows >= height or 2 * columns >= width:
         raise UserError(f"features: crops of {rows} rows and {columns} columns leave nothing of {height}×{width} px")
-    inner, sides = slice(rows, height - rows), slice(columns, width - columns)
-    strip = np.concatenate([left[inner, sides], front[inner], right[inner, sides]], axis=1)
-    size = (config.camera_width, config.camera_height)
-    resized = cv2.resize(strip, size, interpolation=_INTERPOLATION[config.camera_resize])
-    return np.ascontiguousarray(resized.transpose(2, 0, 1))
+    return rows, columns
+
+
+def _resized(image: np.ndarray, width: int, config: FeatureConfig) -> np.ndarray:
+    return cv2.resize(image, (width, config.camera_height), interpolation=_INTERPOLATION[config.camera_resize])
 
 
 def lidar_feature(cloud: np.ndarray, config: FeatureConfig) -> np.ndarray:

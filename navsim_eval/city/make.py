@@ -51,6 +51,7 @@ class CityConfig:
     sensors: all (8 cameras and LiDAR), front (the three front cameras and LiDAR) or none
     width:   image width [px]; the height is 9/16 of it (960 × 540, 1920 × 1080 as in the real data)
     splits:  which of train, val, test to make
+    whole_logs: sensors for every frame of a log instead of the current frames of its scenes (for tools/drive_loop.py)
     """
 
     scenes: int = 600
@@ -60,6 +61,7 @@ class CityConfig:
     sensors: str = "front"
     width: int = 960
     splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
+    whole_logs: bool = False
 
     def __post_init__(self) -> None:
         if self.sensors not in SENSOR_SETS:
@@ -129,7 +131,7 @@ def make_city(
         entry = manifest.content["splits"][split]
         report.scenes[split], report.logs[split] = entry["scenes"], len(entry["logs"])
     if config.sensors != "none":
-        job = RenderLog(root, maps, config.sensors, config.image_size, config.seed)
+        job = RenderLog(root, maps, config.sensors, config.image_size, config.seed, config.whole_logs)
         logs = [(split, name) for split in config.splits for name in manifest.content["splits"][split]["logs"]]
         report.rendered = _render(job, logs, workers, progress)
     report.seconds["sensors"] = perf_counter() - begun

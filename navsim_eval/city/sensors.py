@@ -1,7 +1,7 @@
 """Camera images and point clouds of a city's scenes, rendered log by log.
 
-Only frames that are the current one of a scene get sensor files, as in NAVSIM's own downloads. Files that are there
-already are kept.
+Only frames that are the current one of a scene get sensor files, as in NAVSIM's own downloads, unless whole logs are
+asked for (to be replayed). Files that are there already are kept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def require_renderer() -> None:
 
 @dataclass(frozen=True)
 class RenderLog:
-    """Renders the current frames of a log, (split, log name); sent to every worker once.
+    """Renders the current frames of a log, or all of them, (split, log name); sent to every worker once.
 
     Returns the number of frames of which something was missing.
     """
@@ -50,6 +50,7 @@ class RenderLog:
     sensors: str
     image_size: tuple[int, int]
     seed: int
+    whole_logs: bool = False
 
     @cached_property
     def _renderers(self) -> dict[str, tuple[RoadMap, Any]]:
@@ -66,8 +67,8 @@ class RenderLog:
     def __call__(self, item: tuple[str, str]) -> int:
         split, log_name = item
         frames = read_log(self.root / "navsim_logs" / split / f"{log_name}.pkl")
-        current = range(HISTORY_FRAMES, len(frames) - FUTURE_FRAMES)
-        return sum(self._render(split, frames[number - 1], frames[number]) for number in current)
+        current = range(len(frames)) if self.whole_logs else range(HISTORY_FRAMES, len(frames) - FUTURE_FRAMES)
+        return sum(self._render(split, frames[max(number - 1, 0)], frames[number]) for number in current)
 
     def _render(self, split: str, before: Frame, frame: Frame) -> bool:
         folder = self.root / "sensor_blobs" / split

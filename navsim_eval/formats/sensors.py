@@ -6,10 +6,13 @@ Images are JPEG, read as RGB. Sweeps are PCD files with a text header and packed
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from navsim_eval.errors import DataError
 from navsim_eval.files import atomic_write
@@ -29,16 +32,33 @@ def read_image(path: Path | str) -> np.ndarray:
 
     A JPEG that ends early is an error here although decoders may return it half grey.
     """
-    content = _read_bytes(path)
+    return decode_image(_read_bytes(path), path)
+
+
+def decode_image(content: bytes, name: object, reduction: int = 1) -> np.ndarray:
+    """The same for an encoded image in memory; `name` is what errors call it.
+
+    reduction: 1, 2, 4 or 8. A JPEG is decoded at that fraction of its size, which skips most of the inverse cosine
+    transforms; each pixel is then about the mean of a block (anti-aliased), and sizes are rounded up.
+    """
+    check_whole(content, name)
+    try:
+        image = Image.open(io.BytesIO(content))
+        if reduction > 1:
+            image.draft("RGB", (image.width // reduction, image.height // reduction))
+        return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(name, f"not an image that can be decoded ({error})", remedy=_REMEDY_DAMAGED) from error
+
+
+def check_whole(content: bytes, name: object) -> None:
+    """Raises DataError for no content at all, and for a JPEG that ends before its end marker."""
     if not content:
-        raise DataError(path, "the image file is empty", remedy=_REMEDY_DAMAGED)
-    if content.startswith(_JPEG_START) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
-        raise DataError(path, "the image is truncated", remedy=_REMEDY_DAMAGED)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    if image is None:
-        raise DataError(path, "not an image that can be decoded", remedy=_REMEDY_DAMAGED)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise DataError(name, "the image file is empty", remedy=_REMEDY_DAMAGED)
+    if content.startswith(_JPEG_START):
+        end = content.rfind(_JPEG_END)
+        if end < 0 or content.find(_JPEG_SCAN, end) >= 0:  # a thumbnail has an end marker of its own
+            raise DataError(name, "the image is truncated", remedy=_REMEDY_DAMAGED)
 
 
 def write_image(path: Path | str, image: np.ndarray, quality: int = 90) -> Path:
@@ -56,16 +76,20 @@ def read_point_cloud(path: Path | str) -> np.ndarray:
     The row layout comes from the file's header. Bytes behind the last row are ignored (files are zero padded).
     Raises DataError for an absent or truncated file and for a header that is not understood.
     """
-    content = _read_bytes(path)
-    header, body = _split_header(content, path)
-    dtype = _row_dtype(header, path)
-    count = _integer(header, "POINTS", path)
+    return decode_point_cloud(_read_bytes(path), path)
+
+
+def decode_point_cloud(content: bytes, name: object, fields: Sequence[str] = POINT_FIELDS) -> np.ndarray:
+    """The same for a sweep in memory, (len(fields), N); `name` is what errors call it."""
+    header, body = _split_header(content, name)
+    dtype = _row_dtype(header, name)
+    count = _integer(header, "POINTS", name)
     if len(content) - body < count * dtype.itemsize:
         present = (len(content) - body) // dtype.itemsize
-        raise DataError(path, f"truncated: {present} of {count} points present", remedy=_REMEDY_DAMAGED)
+        raise DataError(name, f"truncated: {present} of {count} points present", remedy=_REMEDY_DAMAGED)
     rows = np.frombuffer(content, dtype=dtype, count=count, offset=body)
-    points = np.empty((len(POINT_FIELDS), count), dtype=np.float32)
-    for index, field in enumerate(POINT_FIELDS):
+    points = np.empty((len(fields), count), dtype=np.float32)
+    for index, field in enumerate(fields):
         points[index] = rows[field]
     return points
 
@@ -108,7 +132,7 @@ def _read_bytes(path: Path | str) -> bytes:
         raise DataError(path, f"cannot be read ({error.strerror})", remedy=_REMEDY_DAMAGED) from error
 
 
-def _split_header(content: bytes, path: Path | str) -> tuple[dict[str, list[str]], int]:
+def _split_header(content: bytes, path: object) -> tuple[dict[str, list[str]], int]:
     """Header words by key, and the offset of the first row."""
     header: dict[str, list[str]] = {}
     position = 0
@@ -125,7 +149,7 @@ def _split_header(content: bytes, path: Path | str) -> tuple[dict[str, list[str]
     return header, position
 
 
-def _row_dtype(header: dict[str, list[str]], path: Path | str) -> np.dtype:
+def _row_dtype(header: dict[str, list[str]], path: object) -> np.dtype:
     columns = [header.get(key, []) for key in ("FIELDS", "SIZE", "TYPE")]
     counts = header.get("COUNT", ["1"] * len(columns[0]))
     if not columns[0] or len({len(column) for column in (*columns, counts)}) != 1:
@@ -147,7 +171,7 @@ def _row_dtype(header: dict[str, list[str]], path: Path | str) -> np.dtype:
     return dtype
 
 
-def _integer(header: dict[str, list[str]], key: str, path: Path | str) -> int:
+def _integer(header: dict[str, list[str]], key: str, path: object) -> int:
     words = header.get(key, [])
     if len(words) != 1 or not words[0].isdigit():
         raise DataError(path, f"{key} is not a number", field="header", remedy=_REMEDY_DAMAGED)

@@ -306,7 +306,7 @@ class _FlatRenderer:
         return np.ones((6, 5), np.float32)
 
 
-def test_only_current_frames_get_sensors_and_only_once(city: Path, monkeypatch):
+def test_only_current_frames_get_sensors_and_only_once(city: Path, tmp_path: Path, monkeypatch):
     module = types.ModuleType("navsim_eval.city.render")
     module.Renderer = _FlatRenderer
     monkeypatch.setitem(__import__("sys").modules, "navsim_eval.city.render", module)
@@ -320,6 +320,11 @@ def test_only_current_frames_get_sensors_and_only_once(city: Path, monkeypatch):
     assert read_point_cloud(folder / scene.current.lidar_path).shape == (6, 5)
     next(folder.rglob("*.jpg")).unlink()
     assert make_city(config, city, workers=1).rendered == {"val": 1}
+    # To replay a drive, all of its frames; here into a copy, because the city is shared.
+    shutil.copytree(city / "navsim_logs" / "val", tmp_path / "navsim_logs" / "val")
+    log = sorted((tmp_path / "navsim_logs" / "val").glob("*.pkl"))[0]
+    job = RenderLog(tmp_path, city / "maps", "front", (54, 96), seed=0, whole_logs=True)
+    assert job(("val", log.stem)) == len(read_log(log)) == len(list((tmp_path / "sensor_blobs").rglob("*.pcd")))
 
 
 def test_the_real_renderer_fills_a_log(city: Path, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,14 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from navsim_eval.errors import DataError
-from navsim_eval.formats.sensors import read_image, read_point_cloud, write_image, write_point_cloud
+from navsim_eval.formats.sensors import (
+    decode_image,
+    decode_point_cloud,
+    read_image,
+    read_point_cloud,
+    write_image,
+    write_point_cloud,
+)
 
 HEADER = (
     "# .PCD v0.7\nVERSION 0.7\nFIELDS {fields}\nSIZE {sizes}\nTYPE {types}\nCOUNT {counts}\nWIDTH {n}\nHEIGHT 1\n"
@@ -92,6 +100,22 @@ def test_damaged_images_are_refused(tmp_path: Path) -> None:
         (tmp_path / "x.jpg").write_bytes(content)
         with pytest.raises(DataError, match=r"x\.jpg: not an image that can be decoded"):
             read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(("reduction", "size"), [(1, (54, 96)), (2, (27, 48)), (4, (14, 24)), (8, (7, 12))])
+def test_images_decode_at_a_fraction_of_their_size(reduction: int, size: tuple[int, int]) -> None:
+    encoded = cv2.imencode(".jpg", picture()[..., ::-1])[1]
+    image = decode_image(encoded.tobytes(), "x", reduction)
+    flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
+    assert image.shape == (*size, 3) and image.flags.writeable
+    flag = flags.get(reduction, cv2.IMREAD_REDUCED_COLOR_8)
+    np.testing.assert_array_equal(image, cv2.imdecode(encoded, flag)[..., ::-1])
+
+
+def test_some_columns_of_a_sweep(tmp_path: Path) -> None:
+    points = np.arange(12, dtype=np.float32).reshape(6, 2)
+    content = write_point_cloud(tmp_path / "x.pcd", points).read_bytes()
+    np.testing.assert_array_equal(decode_point_cloud(content, "x", ("z", "x")), points[[2, 0]])
 
 
 def test_absent_sensor_files(tmp_path: Path) -> None:
