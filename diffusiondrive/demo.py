@@ -70,11 +70,12 @@ def steps(config: DemoConfig) -> list[Step]:
         return (f"tools/{name}.py", *where, *arguments)
 
     city = tool("make_city", f"city.scenes={config.scenes}", f"city.seed={config.seed}")
-    metrics = tool("cache", "split=val", "kind=metrics", f"output_dir={cache}")
+    metrics = ("kind=metrics", f"output_dir={cache}")
     train = tool(
         "train",
         f"cache={cache / 'train' / 'features'}",
         f"val_cache={cache / 'val' / 'features'}",
+        f"metrics={cache / 'train' / 'pdms_v1'}",
         f"val_metrics={cache / 'val' / 'pdms_v1'}",
         f"anchors={out / 'anchors' / 'anchors.npy'}",
         f"trainer.epochs={config.epochs}",
@@ -95,7 +96,8 @@ def steps(config: DemoConfig) -> list[Step]:
         Step("city", "make the synthetic city", city),
         Step("features_train", "cache training features", tool("cache", "split=train", *features)),
         Step("features_val", "cache validation features", tool("cache", "split=val", *features)),
-        Step("metrics_val", "cache what scoring needs", metrics),
+        Step("metrics_train", "cache what scoring the training scenes needs", tool("cache", "split=train", *metrics)),
+        Step("metrics_val", "the same for the validation scenes", tool("cache", "split=val", *metrics)),
         Step("anchors", "cluster anchors", tool("cluster_anchors", f"output_dir={out / 'anchors'}"), show=True),
         Step("ego_mlp", "train the blind baseline", tool("train_ego_mlp", f"output_dir={mlp}")),
         Step("train", "train the planner", train),
