@@ -103,7 +103,7 @@ def to_model_input(features: dict[str, Tensor], config: FeatureConfig | None = N
 def _divided(counts: Tensor, scale: float) -> Tensor:
     """8-bit integers / scale in float32, correctly rounded on every device."""
     if counts.device.type == "cpu":
-        # numpy asks for huge pages. Where torch allocates a batch of full size, page faults take four times the division.
+        # numpy asks for huge pages; where torch allocates a full-size batch, page faults take longer than dividing.
         return torch.from_numpy(np.divide(counts.numpy(), np.float32(scale), dtype=np.float32))
     # By a Python number, CUDA would multiply with the reciprocal and miss by one unit in the last place.
     return counts.float() / counts.new_tensor(scale, dtype=torch.float32)
