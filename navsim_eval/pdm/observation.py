@@ -16,9 +16,11 @@ from navsim_eval.errors import DataError
 from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import box_corners, ego_center, ego_corners, to_global, wrap_angle
 from navsim_eval.pdm.types import Observation
-from navsim_eval.scene import STATIC_CLASSES, BoxIndex, Frame
+from navsim_eval.scene import STATIC_CLASSES, Annotations, BoxIndex, Frame
 
 FRAME_STEPS = 5  # simulation steps (0.1 s) between two frames (0.5 s)
+
+_PLANAR = [BoxIndex.X, BoxIndex.Y, BoxIndex.HEADING, BoxIndex.LENGTH, BoxIndex.WIDTH]
 
 FORECAST_RADIUS = 100.0  # m, between centres
 FORECAST_LIMITS = (  # nearest so many of each group, in the order of the forecast
@@ -65,11 +67,15 @@ class Forecast:
 def global_objects(frame: Frame) -> Objects:
     """The annotated boxes of a frame, moved from its ego frame to global coordinates.
 
+    A box whose place or size is not a finite number is left out: nothing can be said to touch it.
     Raises DataError where the frame carries no annotations.
     """
     boxes = frame.annotations
     if boxes is None:
         raise DataError(frame.token, "the frame has no annotations", field="anns", remedy="score a labelled split")
+    known = np.isfinite(boxes.boxes[:, _PLANAR]).all(axis=1)
+    if not known.all():
+        boxes = Annotations(boxes.boxes[known], boxes.names[known], boxes.velocity[known], boxes.track_tokens[known])
     is_agent = ~np.isin(boxes.names, STATIC_CLASSES)
     cos, sin = np.cos(frame.ego_pose[2]), np.sin(frame.ego_pose[2])
     vx, vy = boxes.velocity[:, 0], boxes.velocity[:, 1]
