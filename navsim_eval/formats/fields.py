@@ -94,8 +94,10 @@ def parse_timestamp(value: Any) -> int:
 
 def text(value: Any) -> str:
     """A text as it is. Raises ValueError for anything else, and for one that is no name or token."""
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
-        raise ValueError(f"a text of at most {_LONGEST_TEXT} characters is expected, this is a {type(value).__name__}")
+    if not isinstance(value, str):
+        raise ValueError(f"a text is expected, this is a {type(value).__name__}")
+    if len(value) > _LONGEST_TEXT:
+        raise ValueError(f"{len(value)} characters where at most {_LONGEST_TEXT} are expected")
     return str(value)
 
 

@@ -54,6 +54,7 @@ OPTIONAL_LAYERS = (
 )
 POLYGON_LAYERS = frozenset(REQUIRED_LAYERS) - {"lane_connectors", "baseline_paths"}
 _LONGEST_ID = 100
+_LARGEST_DEGREES, _LARGEST_METRES = 360.0, 1e8
 _BLOCK = 16384  # coordinates
 _REMEDY_MAP = "unpack or download the map again"
 
@@ -152,22 +153,23 @@ class RoadMap:
             values = table.columns[column]
             if values.dtype == object and any(len(value) > _LONGEST_ID for value in values):
                 raise DataError(self.path, "long texts, not numbers", field=f"{name}.{column}", remedy=_REMEDY_MAP)
+        self._refuse_odd_shapes(table, name)
         geometries = self._project(table, name)
-        self._refuse_odd_shapes(table.fids, geometries, name)
         shapely.prepare(geometries)
         return Layer(name, table.fids.astype(np.str_), geometries, dict(table.columns))
 
-    def _refuse_odd_shapes(self, fids: np.ndarray, geometries: np.ndarray, name: str) -> None:
-        """Raise DataError for coordinates that are not finite, and for lines or points where areas are expected."""
-        coordinates, owner = shapely.get_coordinates(geometries, return_index=True)
-        odd = owner[~np.isfinite(coordinates).all(axis=1)]
+    def _refuse_odd_shapes(self, table: FeatureTable, name: str) -> None:
+        """Raise DataError for coordinates that are nowhere on earth, and for lines or points where areas are meant."""
+        limit = _LARGEST_DEGREES if table.srs_id in (WGS84, UNDEFINED_GEOGRAPHIC) else _LARGEST_METRES
+        coordinates, owner = shapely.get_coordinates(table.geometries, return_index=True)
+        odd = owner[~(np.abs(coordinates) <= limit).all(axis=1)]  # NaN, too
         if len(odd):
-            problem = f"geometry of fid {fids[odd[0]]} has coordinates that are not finite"
+            problem = f"geometry of fid {table.fids[odd[0]]} has coordinates that are nowhere on earth"
             raise DataError(self.path, problem, field=name, remedy=_REMEDY_MAP)
-        dimensions = shapely.get_dimensions(geometries)  # -1 for NULL
-        flat = (dimensions >= 0) & (dimensions < 2) & ~shapely.is_empty(geometries)
+        dimensions = shapely.get_dimensions(table.geometries)  # -1 for NULL
+        flat = (dimensions >= 0) & (dimensions < 2) & ~shapely.is_empty(table.geometries)
         if name in POLYGON_LAYERS and flat.any():
-            problem = f"geometry of fid {fids[int(np.argmax(flat))]} is no polygon"
+            problem = f"geometry of fid {table.fids[int(np.argmax(flat))]} is no polygon"
             raise DataError(self.path, problem, field=name, remedy=_REMEDY_MAP)
 
     def _project(self, table: FeatureTable, name: str) -> np.ndarray:

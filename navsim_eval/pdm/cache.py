@@ -31,6 +31,8 @@ FORMAT_VERSION = 2
 FUTURE_FRAMES = {"pdms_v1": 10, "epdms_v2": 8}  # observed by each metric version
 HUMAN_POSES = 8
 HISTORY_STEP_US = 100_000
+LARGEST_COORDINATE = 1e8  # m; UTM stays below 1e7
+LONGEST_HISTORY_US = 60_000_000  # far beyond the 1.5 s of a window, gaps included
 _OPTIONAL = ("human_poses", "history_states", "traffic")
 _PARTS = {"drivable_map": DrivableMap, "observation": Observation, "traffic": TrafficStart}
 
@@ -53,6 +55,9 @@ def build_with_plan(scene: Scene | SyntheticScene, road_map: RoadMap, metric: st
         raise UserError(f"scene {scene.scene.token}: pdms_v1 has no second stage; score synthetic scenes as epdms_v2")
     window = scene.scene if synthetic else scene
     frame, graph = window.current, lane_graph(road_map)
+    if not (np.abs(frame.ego_pose[:2]) < LARGEST_COORDINATE).all():
+        problem = f"the ego is at {frame.ego_pose[:2].tolist()}, beyond every map"
+        raise DataError(window.token, problem, field="ego pose", remedy="unpack or download the log again")
     frames = (frame, *_observed_future(window.token, scene.future, metric))
     route = correct_route(frame.roadblock_ids, frame.ego_pose, graph, token=window.token)
     drivable_map = build_drivable_map(road_map, frame.ego_pose, route.lanes)
@@ -92,8 +97,13 @@ def history_states(scene: Scene) -> np.ndarray:
     """(H, 11) past ego states every 0.1 s from the first frame on, interpolated over the real time stamps.
 
     The reference drops the last sample before *now*; with exact 0.5 s frames H is 14 and a gap of 0.2 s remains.
+    Raises DataError where the time stamps cannot be those of a history.
     """
     times = np.array([frame.timestamp_us for frame in scene.history], dtype=np.int64)
+    span = int(times[-1]) - int(times[0])
+    if not 0 <= span <= LONGEST_HISTORY_US or (np.diff(times) < 0).any():
+        problem = f"the history goes from {times[0]} to {times[-1]} µs"
+        raise DataError(scene.token, problem, field="timestamp", remedy="unpack or download the log again")
     states = np.stack([initial_state(frame) for frame in scene.history])
     states[:, StateIndex.HEADING] = np.unwrap(states[:, StateIndex.HEADING])
     samples = np.arange(times[0], times[-1], HISTORY_STEP_US)[:-1]

@@ -17,9 +17,11 @@ from navsim_eval.formats.maps import RoadMap
 from navsim_eval.formats.synthetic import FutureStep
 from navsim_eval.geometry import box_corners, ego_center, ego_corners, to_global, wrap_angle
 from navsim_eval.pdm.types import Observation
-from navsim_eval.scene import STATIC_CLASSES, BoxIndex, Frame
+from navsim_eval.scene import STATIC_CLASSES, Annotations, BoxIndex, Frame
 
 FRAME_STEPS = 5  # simulation steps (0.1 s) between two frames (0.5 s)
+
+_PLANAR = [BoxIndex.X, BoxIndex.Y, BoxIndex.HEADING, BoxIndex.LENGTH, BoxIndex.WIDTH]
 
 FORECAST_RADIUS = 100.0  # m, between centres
 FORECAST_LIMITS = (  # nearest so many of each group, in the order of the forecast
@@ -66,6 +68,7 @@ class Forecast:
 def global_objects(frame: Frame | FutureStep) -> Objects:
     """The annotated boxes of a frame, moved from its ego frame to global coordinates (where a step's are already).
 
+    A box whose place or size is not a finite number is left out: nothing can be said to touch it.
     Raises DataError where the frame carries no annotations.
     """
     if isinstance(frame, FutureStep):
@@ -74,6 +77,9 @@ def global_objects(frame: Frame | FutureStep) -> Objects:
     boxes = frame.annotations
     if boxes is None:
         raise DataError(frame.token, "the frame has no annotations", field="anns", remedy="score a labelled split")
+    known = np.isfinite(boxes.boxes[:, _PLANAR]).all(axis=1)
+    if not known.all():
+        boxes = Annotations(boxes.boxes[known], boxes.names[known], boxes.velocity[known], boxes.track_tokens[known])
     is_agent = ~np.isin(boxes.names, STATIC_CLASSES)
     cos, sin = np.cos(frame.ego_pose[2]), np.sin(frame.ego_pose[2])
     vx, vy = boxes.velocity[:, 0], boxes.velocity[:, 1]
