@@ -186,8 +186,9 @@ def _score_scenes(
     if batch.human_poses is not None:
         poses.append(batch.sample(batch.human_poses[:, None]))
     states = simulate(batch.initial_state[:, None], torch.cat(poses, dim=1))
-    sane = torch.isfinite(states).flatten(2).all(dim=-1)
-    states = torch.where(sane[..., None, None], states, 0.0)
+    sane = torch.isfinite(states.sum(dim=(2, 3)))
+    if not bool(sane.all()):
+        states = torch.where(sane[..., None, None], states, 0.0)
     measured = measure(batch, states)
 
     rows = slice(1, 1 + count)
@@ -224,12 +225,16 @@ def _with_extended_comfort(
 ) -> dict[str, Tensor]:
     """Columns of `epdms_v2` with extended comfort (NaN without a preceding scene) and the final score."""
     comfort = torch.full_like(columns["pdm_score"], torch.nan)
+    by_steps: dict[int, list[tuple[int, int]]] = {}
     for scene, earlier, gap in preceding_scenes(
         [cache.log_name for cache in caches], [cache.start_time_us for cache in caches]
     ):
+        by_steps.setdefault(round(gap / SIMULATION_DT), []).append((scene, earlier))
+    for steps, pairs in by_steps.items():
+        scene, earlier = torch.tensor(pairs).T
         known = torch.isfinite(columns["pdm_score"][scene] + columns["pdm_score"][earlier])
-        pair = extended_comfort(motions[scene], motions[earlier], gap)
-        comfort[scene] = torch.where(known, pair, torch.nan)
+        scores = extended_comfort(motions[scene], motions[earlier], steps * SIMULATION_DT)
+        comfort[scene] = torch.where(known, scores, torch.nan)
     columns = {**columns, "two_frame_extended_comfort": comfort}
     return {**columns, "score": weighted_score(columns, "epdms_v2")}
 

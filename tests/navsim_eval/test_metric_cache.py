@@ -10,9 +10,11 @@ import shapely
 
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.maps import RoadMap
+from navsim_eval.metric_caches import DEFLATED
 from navsim_eval.pdm.cache import build_metric_cache, from_arrays, history_states, initial_state, to_arrays
 from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation
 from navsim_eval.scene import Annotations, Frame, Scene
+from navsim_eval.shards import pack
 from tests.golden import needs_golden
 from tests.golden.pdms import debug_scenes, scenes
 from tests.navsim_eval.tiny_map import CONNECTOR, LANE, ORIGIN, write_tiny_map
@@ -159,7 +161,7 @@ def test_poses_that_do_not_follow_from_keyframes_are_kept_whole(road_map: RoadMa
 
 def test_arrays_of_another_version_or_with_a_part_missing_are_refused(road_map: RoadMap) -> None:
     arrays = to_arrays(build_metric_cache(scene(), road_map))
-    with pytest.raises(DataError, match=r"format version 0, this code reads 1.*cache\.py"):
+    with pytest.raises(DataError, match=r"format version 0, this code reads 2.*cache\.py"):
         from_arrays({**arrays, "format_version": np.array(0)})
     for name in ("centerline", "observation.sizes", "drivable_map.polygons.offsets", "observation.stride"):
         with pytest.raises(DataError, match=rf"{name}"):
@@ -173,7 +175,7 @@ def test_golden_caches_come_back_the_same_and_stay_small() -> None:
             cache = build_metric_cache(golden.scene, golden.road_map, metric)
             arrays = to_arrays(cache)
             assert_same(cache, from_arrays(arrays))
-            assert sum(array.nbytes for array in arrays.values()) < 150_000, golden.name
+            assert len(pack(arrays, DEFLATED)) < 50_000, golden.name
 
 
 @needs_golden
