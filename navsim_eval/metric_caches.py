@@ -27,13 +27,11 @@ from navsim_eval.shards import BuildReport, ShardReader, build_shards
 from navsim_eval.two_stage_dataset import TwoStageDataset
 
 _SOURCE = "source_bytes"
-_DEFLATED = (
-    "drivable_map.polygons.wkb",
-    "observation.poses",
-    "observation.red_light_polygons.wkb",
-    "centerline",
-    "traffic.points",
-)
+DEFLATED = (
+    "drivable_map.polygons.wkb", "drivable_map.polygons.xy", "drivable_map.ids", "observation.red_light_polygons.wkb",
+    "observation.red_light_polygons.xy", "observation.poses", "observation.tokens", "centerline", "history_states",
+    "reference_poses", "traffic.points",
+)  # fmt: skip
 
 
 def store_folder(parent: Path | str, metric: str) -> Path:
@@ -81,7 +79,7 @@ class MetricCaches:
         self.__dict__.pop("_reader", None)
         report = build_shards(
             self.folder, self.manifest, self.dataset.tokens, self.arrays,
-            deflate=_DEFLATED, workers=workers, progress=progress,
+            deflate=DEFLATED, workers=workers, progress=progress,
         )  # fmt: skip
         self.__dict__.pop("_reader", None)
         return report

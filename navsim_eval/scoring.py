@@ -213,8 +213,9 @@ def _score_scenes(
     if batch.human_poses is not None:
         poses.append(batch.sample(batch.human_poses[:, None]))
     states = simulate(batch.initial_state[:, None], torch.cat(poses, dim=1))
-    sane = torch.isfinite(states).flatten(2).all(dim=-1)
-    states = torch.where(sane[..., None, None], states, 0.0)
+    sane = torch.isfinite(states.sum(dim=(2, 3)))
+    if not bool(sane.all()):
+        states = torch.where(sane[..., None, None], states, 0.0)
     measured = measure(batch, states)
 
     rows = slice(1, 1 + count)
@@ -284,10 +285,14 @@ def _with_extended_comfort(
     pairs: (scene, preceding scene, gap in s)
     """
     comfort = torch.full_like(columns["pdm_score"], torch.nan)
+    by_steps: dict[int, list[tuple[int, int]]] = {}
     for scene, earlier, gap in pairs:
+        by_steps.setdefault(round(gap / SIMULATION_DT), []).append((scene, earlier))
+    for steps, neighbours in by_steps.items():
+        scene, earlier = torch.tensor(neighbours).T
         known = torch.isfinite(columns["pdm_score"][scene] + columns["pdm_score"][earlier])
-        pair = extended_comfort(motions[scene], motions[earlier], gap)
-        comfort[scene] = torch.where(known, pair, torch.nan)
+        scores = extended_comfort(motions[scene], motions[earlier], steps * SIMULATION_DT)
+        comfort[scene] = torch.where(known, scores, torch.nan)
     columns = {**columns, "two_frame_extended_comfort": comfort}
     return {**columns, "score": final_score(columns, metric)}
 

@@ -48,16 +48,13 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def pack(arrays: Arrays, deflate: Collection[str] = ()) -> bytes:
-    """One sample as a self-describing record. Arrays named in `deflate` are compressed without loss (zlib)."""
+    """One sample as a self-describing record. Arrays named in `deflate` are compressed without loss (see `_encode`)."""
     entries, parts, position = [], [], 0
     for name, value in arrays.items():
         array = np.asarray(value)
         if array.dtype.hasobject:
             raise TypeError(f"array '{name}' holds Python objects; shards store plain numbers and fixed-width text")
-        body = np.ascontiguousarray(array).tobytes()
-        if name in deflate:
-            body = zlib.compress(body, 6)
-        codec = "zlib" if name in deflate else "raw"
+        codec, body = _encode(array) if name in deflate else ("raw", np.ascontiguousarray(array).tobytes())
         entries.append([name, array.dtype.str, list(array.shape), codec, position, len(body)])
         parts.append(_padded(body))
         position += len(parts[-1])
@@ -73,10 +70,33 @@ def unpack(record: bytes | memoryview) -> dict[str, np.ndarray]:
     arrays = {}
     for name, dtype, shape, codec, position, size in entries:
         body = record[start + position : start + position + size]
-        if codec == "zlib":
-            body = zlib.decompress(body)
-        arrays[name] = np.frombuffer(body, np.dtype(dtype)).reshape(shape)
+        arrays[name] = _decode(codec, body, np.dtype(dtype), shape)
     return arrays
+
+
+def _encode(array: np.ndarray) -> tuple[str, bytes]:
+    """Codec and compressed bytes, without loss.
+
+    "zlib":  the bytes in C order
+    "delta": for numbers of 8 bytes. Read as integers, each row is replaced by its difference from the one before (the
+             first axis are the rows); of all numbers the first byte is stored first, then the second, and so on, and
+             that goes through zlib. Coordinates along a line share their leading bytes: half the size of "zlib" alone.
+    """
+    if array.dtype.itemsize != 8 or array.ndim == 0:
+        return "zlib", zlib.compress(np.ascontiguousarray(array).tobytes(), 6)
+    changes = np.diff(np.ascontiguousarray(array).view(np.int64), axis=0, prepend=np.int64(0))
+    planes = changes.reshape(-1, 1).view(np.uint8).T
+    return "delta", zlib.compress(planes.tobytes(), 1)
+
+
+def _decode(codec: str, body: bytes | memoryview, dtype: np.dtype, shape: list[int]) -> np.ndarray:
+    if codec == "raw":
+        return np.frombuffer(body, dtype).reshape(shape)
+    body = zlib.decompress(body)
+    if codec == "delta":
+        changes = np.frombuffer(body, np.uint8).reshape(8, -1).T.copy().view(np.int64)
+        return np.cumsum(changes.reshape(shape), axis=0).view(dtype)
+    return np.frombuffer(body, dtype).reshape(shape)
 
 
 def _padded(body: bytes) -> bytes:

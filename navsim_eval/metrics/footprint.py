@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from navsim_eval.geometry import Vehicle
+from navsim_eval.metrics import circles
 from navsim_eval.pdm.types import StateIndex
 
 EGO_RADIUS = (Vehicle.HALF_LENGTH**2 + Vehicle.HALF_WIDTH**2) ** 0.5
-_SLACK = 0.1  # metres squared by which the first, coarse test errs on the safe side
-_ABSENT = 1e30
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,14 @@ class Boxes:
     is_stopped: Tensor
     is_ignored: Tensor
 
+    def at(self, scene: Tensor, time: Tensor, item: Tensor) -> Boxes:
+        """The boxes with these indices (M,), as fields of shape (M,)."""
+        _, steps, count = self.x.shape
+        placed = (scene * steps + time) * count + item
+        moving = (torch.index_select(value.reshape(-1), 0, placed) for value in (self.x, self.y, self.cos, self.sin))
+        lasting = (self.half_length, self.half_width, self.is_agent, self.is_stopped, self.is_ignored)
+        return Boxes(*moving, *(torch.index_select(value.reshape(-1), 0, scene * count + item) for value in lasting))
+
 
 @dataclass(frozen=True)
 class Contacts:
@@ -120,73 +127,37 @@ def _contacts_at(ego: Footprints, boxes: Boxes, lead: int, dt: float) -> tuple[T
     shift = lead * dt * ego.speed[..., :steps]
     center_x = ego.center_x[..., :steps] + shift * ego.cos[..., :steps]
     center_y = ego.center_y[..., :steps] + shift * ego.sin[..., :steps]
-    squared_reach = (EGO_RADIUS + torch.hypot(boxes.half_length, boxes.half_width)) ** 2 + _SLACK
-    squared_reach = squared_reach.masked_fill(boxes.is_ignored, -_ABSENT)
-    object_x, object_y = boxes.x[:, lead : lead + steps], boxes.y[:, lead : lead + steps]
-    items = _near_any(center_x, center_y, object_x, object_y, squared_reach)
-    near = circles_overlap(
-        center_x, center_y, _columns(object_x, items), _columns(object_y, items), squared_reach.gather(1, items)
-    )
-    scene, time, proposal, place = torch.nonzero(near, as_tuple=True)
-    item = items[scene, place]
+    scene, time, proposal, item = _candidates(center_x, center_y, boxes, lead)
 
-    at = (scene, proposal, time)
-    box_at = (scene, time + lead, item)
-    ego_cos, ego_sin = ego.cos[at], ego.sin[at]
-    box_x, box_y, box_cos, box_sin = (value[box_at] for value in (boxes.x, boxes.y, boxes.cos, boxes.sin))
-    half = boxes.half_length[scene, item], boxes.half_width[scene, item]
-    dx, dy = box_x - center_x[at], box_y - center_y[at]
-    touching = rectangles_touch(
-        dx, dy, ego_cos, ego_sin, Vehicle.HALF_LENGTH, Vehicle.HALF_WIDTH, box_cos, box_sin, *half
-    )
+    own, box = ego.at(scene, proposal, time), boxes.at(scene, time + lead, item)
+    away_x, away_y = box.x - own.x, box.y - own.y
+    shift = lead * dt * own.speed
+    dx, dy = box.x - (own.center_x + shift * own.cos), box.y - (own.center_y + shift * own.sin)
+    direction = (own.cos, own.sin)
+    other = (box.cos, box.sin, box.half_length, box.half_width)
+    touching = rectangles_touch(dx, dy, *direction, Vehicle.HALF_LENGTH, Vehicle.HALF_WIDTH, *other)
+    front_x, front_y = dx - Vehicle.HALF_LENGTH * own.cos, dy - Vehicle.HALF_LENGTH * own.sin
+    front = rectangles_touch(front_x, front_y, *direction, 0.0, Vehicle.HALF_WIDTH, *other)
+    cos_bearing = (own.cos * away_x + own.sin * away_y) / torch.hypot(away_x, away_y)
+    found = (scene, proposal, time, torch.full_like(time, lead), item, front, cos_bearing)
     chosen = torch.nonzero(touching).squeeze(1)
+    return tuple(torch.index_select(column, 0, chosen) for column in found)
 
-    scene, proposal, time, item, ego_cos, ego_sin, box_cos, box_sin, dx, dy, box_x, box_y = (
-        value[chosen]
-        for value in (scene, proposal, time, item, ego_cos, ego_sin, box_cos, box_sin, dx, dy, box_x, box_y)
+
+def _candidates(center_x: Tensor, center_y: Tensor, boxes: Boxes, lead: int) -> tuple[Tensor, ...]:
+    """Scene, time, proposal, object (M,) where circles around ego (S, P, T) and object, `lead` steps later, overlap."""
+    x, y = center_x.transpose(1, 2), center_y.transpose(1, 2)
+    object_x, object_y = (value[:, lead : lead + x.shape[1]] for value in (boxes.x, boxes.y))
+    squared_reach = (EGO_RADIUS + torch.hypot(boxes.half_length, boxes.half_width)) ** 2
+    squared_reach = squared_reach.masked_fill(boxes.is_ignored, circles.NOWHERE)
+    # Most objects are never near any proposal: they are left out first.
+    items = circles.packed(circles.near_any(x, y, object_x, object_y, squared_reach[:, None]).any(dim=1))
+    object_x, object_y = (
+        torch.gather(value, 2, items[:, None].expand(-1, x.shape[1], -1)) for value in (object_x, object_y)
     )
-    half = half[0][chosen], half[1][chosen]
-    front_x, front_y = dx - Vehicle.HALF_LENGTH * ego_cos, dy - Vehicle.HALF_LENGTH * ego_sin
-    front = rectangles_touch(front_x, front_y, ego_cos, ego_sin, 0.0, Vehicle.HALF_WIDTH, box_cos, box_sin, *half)
-    away_x, away_y = box_x - ego.x[scene, proposal, time], box_y - ego.y[scene, proposal, time]
-    distance = torch.hypot(away_x, away_y)
-    cos_bearing = (ego_cos * away_x + ego_sin * away_y) / distance
-    return scene, proposal, time, torch.full_like(time, lead), item, front, cos_bearing
-
-
-def _near_any(x: Tensor, y: Tensor, object_x: Tensor, object_y: Tensor, squared_reach: Tensor) -> Tensor:
-    """(S, K) indices of the objects within reach of some proposal's centre at some time; the others are passed over.
-
-    x, y: (S, P, T);  object_x, object_y: (S, T, N);  squared_reach: (S, N). Judged by the rectangle around all
-    proposals of a time step. K is the largest count of any scene; others are filled up with objects out of reach.
-    """
-    away_x, away_y = (
-        torch.maximum(lower.amin(dim=1)[..., None] - value, value - lower.amax(dim=1)[..., None]).clamp(min=0.0)
-        for lower, value in ((x, object_x), (y, object_y))
-    )
-    reached = (away_x**2 + away_y**2 <= squared_reach[:, None]).any(dim=1)
-    count = int(reached.sum(dim=1).max())
-    return torch.topk(reached.to(torch.uint8), max(count, 1), dim=1).indices
-
-
-def _columns(values: Tensor, items: Tensor) -> Tensor:
-    """(S, T, N) → (S, T, K), the columns `items` (S, K) of each scene."""
-    return torch.gather(values, 2, items[:, None].expand(-1, values.shape[1], -1))
-
-
-def circles_overlap(x: Tensor, y: Tensor, other_x: Tensor, other_y: Tensor, squared_reach: Tensor) -> Tensor:
-    """(S, T, P, N) bool: points x, y (S, P, T) lie within reach of others (S, T, N); NaN never does.
-
-    One matrix product of x² + y² - 2 x ox - 2 y oy + ox² + oy² - reach²; callers add slack to `squared_reach` (S, N).
-    """
-    points = torch.stack([-2.0 * x, -2.0 * y, x**2 + y**2, torch.ones_like(x)], dim=-1).transpose(1, 2)
-    squared = other_x**2 + other_y**2 - squared_reach[:, None]
-    present = ~torch.isnan(squared)
-    columns = [
-        torch.where(present, value, fill) for value, fill in ((other_x, 0.0), (other_y, 0.0), (squared, _ABSENT))
-    ]
-    others = torch.stack([*columns[:2], torch.ones_like(squared), columns[2]], dim=-2)
-    return torch.matmul(points, others) <= 0.0
+    near = circles.near_each(x, y, object_x, object_y, torch.gather(squared_reach, 1, items)[:, None])
+    scene, time, proposal, place = torch.nonzero(near, as_tuple=True)
+    return scene, time, proposal, items[scene, place]
 
 
 def rectangles_touch(dx, dy, cos_a, sin_a, length_a, width_a, cos_b, sin_b, length_b, width_b) -> Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from navsim_eval.metrics import circles
+
 BLOCK = 8  # segments that are passed over together where a point is far away
 _SLACK = 1e-6
 
@@ -53,9 +55,11 @@ class Polylines:
 
     def within(self, x: Tensor, y: Tensor, distance: float) -> Tensor:
         """(S, Q) bool: whether points x, y (S, Q) lie at most `distance` metres from their line."""
-        reach = self.block_radius + distance + _SLACK
-        scene, point, block = torch.nonzero(self._squared_to_blocks(x, y) <= (reach * reach)[:, None], as_tuple=True)
-        row = scene * x.shape[1] + point
+        squared_reach = (self.block_radius + distance) ** 2
+        blocks = circles.packed(circles.near_any(x, y, self.block_x, self.block_y, squared_reach))
+        reached = (torch.gather(value, 1, blocks) for value in (self.block_x, self.block_y, squared_reach))
+        scene, point, place = torch.nonzero(circles.near_each(x, y, *reached), as_tuple=True)
+        row, block = scene * x.shape[1] + point, blocks[scene, place]
         squared, _ = self._to_segments(x, y, row, scene * self.block_radius.shape[1] + block)
         result = torch.zeros_like(x, dtype=torch.bool)
         result.view(-1)[row[squared.amin(dim=-1) <= distance * distance]] = True

@@ -3,7 +3,8 @@
 `build_metric_cache` goes scene → route → drivable map → centreline → observation → reference plan. `to_arrays` and
 `from_arrays` turn the result into plain named arrays and back, bit for bit, for any store of arrays. The arrays can be
 read without this package: numbers, fixed-width text, and polygons as well-known binary (one `uint8` array for all of
-them, cut by `offsets`).
+them, cut by `offsets`) in which every coordinate is zero, with the coordinates beside it, where they compress best:
+`shapely.set_coordinates(shapely.from_wkb(blobs), xy)`.
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ def _put(arrays: dict[str, np.ndarray], name: str, value: object) -> None:
     if array.dtype != object:
         arrays[name] = array
         return
-    blobs = shapely.to_wkb(array)
+    arrays[f"{name}.xy"] = shapely.get_coordinates(array)
+    blobs = shapely.to_wkb(shapely.transform(array, np.zeros_like))
     arrays[f"{name}.wkb"] = np.frombuffer(b"".join(blobs), dtype=np.uint8)
     arrays[f"{name}.offsets"] = np.concatenate([[0], np.cumsum([len(blob) for blob in blobs])]).astype(np.int64)
 
@@ -202,7 +204,7 @@ def _get(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     blob, offsets = arrays[f"{name}.wkb"].tobytes(), arrays[f"{name}.offsets"].tolist()
     polygons = np.empty(len(offsets) - 1, dtype=object)
     polygons[:] = shapely.from_wkb([blob[start:end] for start, end in pairwise(offsets)])
-    return polygons
+    return shapely.set_coordinates(polygons, arrays[f"{name}.xy"])
 
 
 def _scalar(array: np.ndarray) -> object:

@@ -44,6 +44,7 @@ HEADING_WEIGHT = 10.0  # against 1 for the lateral error and 1 for the steering 
 ACCELERATION_LAG = 0.2
 STEERING_LAG = 0.05
 MAX_STEERING = np.pi / 3
+STEERING_RESPONSE = DT / (DT + STEERING_LAG)
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
@@ -52,8 +53,14 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 
 def principal_angle(angle: Tensor) -> Tensor:
-    """Angle(s) in [-pi, pi) through the remainder."""
-    return torch.remainder(angle + np.pi, 2.0 * np.pi) - np.pi
+    """Angle(s) in [-pi, pi); those that are there already stay as they are."""
+    turns = torch.add(angle.new_tensor(0.5), angle, alpha=0.5 / np.pi).floor_()
+    return torch.sub(angle, turns, alpha=2.0 * np.pi)
+
+
+def shorter_turn(change: Tensor) -> Tensor:
+    """Changes of heading in [-pi, pi], whole turns taken off."""
+    return torch.sub(change, torch.round(change / (2.0 * np.pi)), alpha=2.0 * np.pi)
 
 
 def unwrap_angle(angle: Tensor, dim: int = -1) -> Tensor:
@@ -135,12 +142,15 @@ def simulate(initial_state: ArrayLike, poses: ArrayLike) -> Tensor:
     target = poses.expand(*shape, -1, -1).reshape(-1, STEPS + 1, 3).permute(2, 1, 0).contiguous()  # (3, 41, B)
 
     # Speed does not depend on steering: it is rolled out first, and all that it determines is computed for all steps.
-    planned_speed = speed_profile(target)
+    direction = torch.stack([torch.cos(target[2]), torch.sin(target[2])])
+    planned_speed = speed_profile(target, direction)
     speed, acceleration, command, stopping = _follow_speed(initial, planned_speed)
     gains = _steering_gains(speed[:-1], command, curvature_profile(target, planned_speed), stopping)
-    x, y, heading, steering, steering_rate = _follow_path(initial, target, speed[:-1] * DT, gains)
+    x, y, heading, steering, steering_rate, tangent = _follow_path(
+        initial, torch.cat([target, direction]), speed[:-1] * DT, gains
+    )
 
-    yaw_rate = speed * torch.tan(steering) / Vehicle.WHEEL_BASE
+    yaw_rate = speed * tangent / Vehicle.WHEEL_BASE
     yaw_rate[0] = initial[StateIndex.YAW_RATE]
     columns = initial.expand(STEPS + 1, -1, -1).clone()  # (41, 11, B); state 0 is the initial one
     columns[1:] = 0.0  # no lateral motion in the vehicle's frame
@@ -153,15 +163,15 @@ def simulate(initial_state: ArrayLike, poses: ArrayLike) -> Tensor:
     return columns.permute(2, 0, 1).reshape(*shape, STEPS + 1, StateIndex.SIZE)
 
 
-def speed_profile(target: Tensor) -> Tensor:
-    """Speeds (40, B) of pose sequences (3, 41, B), by regularised least squares.
+def speed_profile(target: Tensor, direction: Tensor) -> Tensor:
+    """Speeds (40, B) of pose sequences (3, 41, B) by regularised least squares; direction: (2, 41, B) cos, sin.
 
     The displacement of step i is modelled as dt * V_i along the heading, V_i = V_0 + dt * sum of the accelerations
     before i. The heading is a unit vector, so the normal matrix is the same for all rows and the solution is one
     constant operator on the displacements along the heading.
     """
     displacement = torch.diff(target[:2], dim=1)
-    along = torch.cos(target[2, :-1]) * displacement[0] + torch.sin(target[2, :-1]) * displacement[1]
+    along = direction[0, :-1] * displacement[0] + direction[1, :-1] * displacement[1]
     return _speed_operator().to(along.device) @ along
 
 
@@ -184,7 +194,7 @@ def curvature_profile(target: Tensor, speed: Tensor) -> Tensor:
     1/(m s)) and, barely, the first curvature. In K itself the normal matrix is tridiagonal with off-diagonals of
     -1 (times a constant), so elimination runs along time, in a form free of cancellation: pivots are 1 + s_i, s_i > 0.
     """
-    turn = wrap_angle(torch.diff(target[2], dim=0))
+    turn = shorter_turn(torch.diff(target[2], dim=0))
     scale = CURVATURE_RATE_PENALTY / DT**2
     excess = (DT * speed) ** 2 / scale
     excess[0] += INITIAL_CURVATURE_PENALTY / scale
@@ -250,7 +260,7 @@ class _SteeringGains(NamedTuple):
     Over the horizon, with no steering rate, yaw error and lateral error become
         yaw_end = yaw + steering * yaw_by_steering - turn
         lateral_end = lateral + yaw * distance + steering * lateral_by_steering - bend
-    and the steering rate is  lateral_end * on_lateral + yaw_end * on_yaw.
+    and the steering rate, after the actuator's lag, is  lateral_end * on_lateral + yaw_end * on_yaw.
     """
 
     distance: Tensor
@@ -279,38 +289,39 @@ def _steering_gains(speed: Tensor, acceleration: Tensor, curvature: Tensor, stop
         lateral_by_steering=(float(_PP.sum()) * pp + float(_PQ.sum()) * pq + float(_QQ.sum()) * qq) / base,
         turn=p * ones + q * linear,
         bend=pp * m_pp + pq * m_pq + qq * m_qq,
-        on_lateral=lateral_by_rate * factor,
-        on_yaw=HEADING_WEIGHT * yaw_by_rate * factor,
+        on_lateral=lateral_by_rate * factor * STEERING_RESPONSE,
+        on_yaw=HEADING_WEIGHT * yaw_by_rate * factor * STEERING_RESPONSE,
     )
 
 
 def _follow_path(initial: Tensor, target: Tensor, distance: Tensor, gains: _SteeringGains) -> tuple[Tensor, ...]:
     """Lateral half of tracker and bicycle.
 
-    initial: (11, B);  target: (3, 41, B) poses;  distance: (40, B) driven in each step [m]
-    Returns x, y, heading (not wrapped), steering (41, B) and steering rate (40, B).
+    initial: (11, B);  target: (5, 41, B) x, y, heading, its cos and sin;  distance: (40, B) driven in each step [m]
+    Returns x, y, heading (not wrapped), steering (41, B), steering rate (40, B) and tan(steering) (41, B).
     """
-    path = (*target, torch.cos(target[2]), torch.sin(target[2]))
     x, y, heading, steering = initial[[StateIndex.X, StateIndex.Y, StateIndex.HEADING, StateIndex.STEERING]]
-    track, rates = [(x, y, heading, steering)], []
+    track, rates, tangents = [(x, y, heading, steering)], [], [torch.tan(steering)]
     steps = zip(
-        zip(*path, strict=True), zip(*gains, strict=True), distance, distance / Vehicle.WHEEL_BASE, strict=False
+        zip(*target, strict=True), zip(*gains, strict=True), distance, distance / Vehicle.WHEEL_BASE, strict=False
     )
     for (target_x, target_y, target_heading, cos, sin), gain, length, arc in steps:
         on_distance, yaw_by_steering, lateral_by_steering, turn, bend, on_lateral, on_yaw = gain
-        lateral = (y - target_y) * cos - (x - target_x) * sin
+        lateral = torch.addcmul((y - target_y) * cos, x - target_x, sin, value=-1.0)
         yaw = principal_angle(heading - target_heading)
-        lateral_end = lateral + yaw * on_distance + steering * lateral_by_steering - bend
-        yaw_end = principal_angle(yaw + steering * yaw_by_steering - turn)
-        rate = (lateral_end * on_lateral + yaw_end * on_yaw) * (DT / (DT + STEERING_LAG))
+        lateral_end = torch.addcmul(torch.addcmul(lateral - bend, yaw, on_distance), steering, lateral_by_steering)
+        yaw_end = principal_angle(torch.addcmul(yaw - turn, steering, yaw_by_steering))
+        rate = torch.addcmul(lateral_end * on_lateral, yaw_end, on_yaw)
 
         x = torch.addcmul(x, length, torch.cos(heading))
         y = torch.addcmul(y, length, torch.sin(heading))
-        heading = torch.addcmul(heading, arc, torch.tan(steering))
+        heading = torch.addcmul(heading, arc, tangents[-1])
         steering = torch.add(steering, rate, alpha=DT).clamp(-MAX_STEERING, MAX_STEERING)
         track.append((x, y, heading, steering))
+        tangents.append(torch.tan(steering))
         rates.append(rate)
-    return *(torch.stack(column) for column in zip(*track, strict=True)), torch.stack(rates)
+    columns = (torch.stack(column) for column in zip(*track, strict=True))
+    return *columns, torch.stack(rates), torch.stack(tangents)
 
 
 def _float64(values: ArrayLike) -> Tensor:

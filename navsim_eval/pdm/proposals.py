@@ -158,9 +158,14 @@ class _LeadSearch:
         lead or a red light, the rear length where there is a lead.
         """
         selected = self._paths[paths]
-        poses = np.stack([path.interpolate(p) for path, p in zip(selected, progress, strict=True)])
         snapshot = self._shapes[step // SNAPSHOT_STEPS]
         ahead = self._progress[paths, None, step // SNAPSHOT_STEPS] > progress[..., None]  # (paths, speeds, O)
+        if not ahead.any():
+            lead = np.zeros((*progress.shape, 3))
+            lead[..., Lead.PROGRESS] = np.array([path.length for path in selected])[:, None]
+            lead[..., Lead.REAR] = Vehicle.HALF_LENGTH
+            return lead
+        poses = np.stack([path.interpolate(p) for path, p in zip(selected, progress, strict=True)])
         distance = np.full((*ahead.shape[:2], ahead.shape[2] + 1), np.inf)  # a last column keeps argmin defined
         path, policy, candidate = np.nonzero(ahead)
         egos = shapely.polygons(ego_corners(poses))
@@ -171,12 +176,9 @@ class _LeadSearch:
 
         lead = np.empty((*progress.shape, 3))
         lead[..., Lead.PROGRESS] = np.where(has_lead, progress + distance.min(axis=-1), path_length)
-        if len(snapshot):
-            along = self._speed[nearest] * np.cos(self._heading[nearest] - poses[..., 2])
-            known = has_lead & ~np.isnan(self._speed[nearest])
-            lead[..., Lead.SPEED] = _last_written(along, known)
-        else:
-            lead[..., Lead.SPEED] = 0.0
+        along = self._speed[nearest] * np.cos(self._heading[nearest] - poses[..., 2])
+        known = has_lead & ~np.isnan(self._speed[nearest])
+        lead[..., Lead.SPEED] = _last_written(along, known)
         lead[..., Lead.REAR] = np.where(np.logical_or.accumulate(~has_lead, axis=1), Vehicle.HALF_LENGTH, 0.0)
         return lead
 

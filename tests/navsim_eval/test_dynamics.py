@@ -89,6 +89,10 @@ def test_headings_turn_the_short_way_across_pi() -> None:
     assert (np.abs(sampled[:, 2]) > 2.9).all() and (np.abs(sampled[:, 2]) <= np.pi).all()
 
 
+def directions(target: torch.Tensor) -> torch.Tensor:
+    return torch.stack([torch.cos(target[2]), torch.sin(target[2])])
+
+
 def test_speed_profile_solves_its_least_squares_problem() -> None:
     target = torch.from_numpy(np.array(interpolate_trajectory(np.zeros(3), 0, curved_plans(3, 5))).transpose(2, 1, 0))
     integrate = np.concatenate([np.ones((STEPS, 1)), DT * np.tril(np.ones((STEPS, STEPS - 1)), -1)], axis=1)
@@ -101,12 +105,12 @@ def test_speed_profile_solves_its_least_squares_problem() -> None:
         system = np.concatenate([DT * cos * integrate, DT * sin * integrate, 1e-2 * penalty])
         right = np.concatenate([np.diff(x), np.diff(y), np.zeros(38)])
         expected = integrate @ np.linalg.lstsq(system, right, rcond=None)[0]
-        np.testing.assert_allclose(speed_profile(target)[:, row], expected, atol=1e-9)
+        np.testing.assert_allclose(speed_profile(target, directions(target))[:, row], expected, atol=1e-9)
 
 
 def test_curvature_profile_solves_its_least_squares_problem() -> None:
     target = torch.from_numpy(np.array(interpolate_trajectory(np.zeros(3), 0, curved_plans(4, 5))).transpose(2, 1, 0))
-    speed = speed_profile(target)
+    speed = speed_profile(target, directions(target))
     integrate = np.concatenate([np.ones((STEPS, 1)), DT * np.tril(np.ones((STEPS, STEPS - 1)), -1)], axis=1)
     for row in range(5):
         penalty = np.diag(np.sqrt([1e-10] + [1e-2] * (STEPS - 1)))

@@ -10,9 +10,11 @@ import shapely
 
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.maps import RoadMap
+from navsim_eval.metric_caches import DEFLATED
 from navsim_eval.pdm.cache import build_metric_cache, from_arrays, history_states, initial_state, to_arrays
 from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation
 from navsim_eval.scene import Annotations, Frame, Scene
+from navsim_eval.shards import pack
 from tests.golden import needs_golden
 from tests.golden.pdms import debug_scenes, scenes
 from tests.navsim_eval.tiny_map import CONNECTOR, LANE, ORIGIN, write_tiny_map
@@ -173,7 +175,7 @@ def test_golden_caches_come_back_the_same_and_stay_small() -> None:
             cache = build_metric_cache(golden.scene, golden.road_map, metric)
             arrays = to_arrays(cache)
             assert_same(cache, from_arrays(arrays))
-            assert sum(array.nbytes for array in arrays.values()) < 150_000, golden.name
+            assert len(pack(arrays, DEFLATED)) < 50_000, golden.name
 
 
 @needs_golden
