@@ -240,7 +240,7 @@ def _flips(
 ) -> tuple[Flip, ...]:
     """Factors of the score (0 there means 0 overall) that reached or left zero."""
     factors = MULTIPLIERS["pdms_v1" if metric.startswith("pdms") else "epdms_v2"]
-    wanted = [name + stage for stage in STAGES for name in factors] if metric == TWO_STAGE else factors
+    wanted = [name + stage for stage in STAGES for name in factors] if metric.endswith(TWO_STAGE) else factors
     flips = []
     for name in wanted:
         if name in names:
@@ -289,6 +289,6 @@ def _notes(a: TokenScores, b: TokenScores, logs: np.ndarray | None) -> tuple[str
     silent = [side.source for side in (a, b) if side.split is None]
     if silent:
         notes.append(f"split not stated in {' and '.join(silent)}: paired by token alone")
-    if a.metric == TWO_STAGE:
+    if a.metric.endswith(TWO_STAGE):
         notes.append("two-stage files: rows are compared per stage, unweighted; NAVSIM's combined score weights them")
     return tuple(notes)

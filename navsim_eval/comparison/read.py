@@ -19,7 +19,7 @@ from navsim_eval.errors import DataError, UserError
 from navsim_eval.predictions import Predictions
 from navsim_eval.results import FORMATS
 
-TWO_STAGE = "epdms_v2_two_stage"
+TWO_STAGE = "_two_stage"  # ending of the metric of a file that holds both stages
 STAGES = ("_stage_one", "_stage_two")
 _CLOSING = ("average", "extended_pdm_score")  # how the tokens of closing rows begin
 
@@ -29,7 +29,7 @@ class TokenScores:
     """Scores of S scenes under one metric.
 
     source:  file it was read from;  name: for people
-    metric:  a key of `navsim_eval.results.FORMATS`, or `epdms_v2_two_stage`
+    metric:  a key of `navsim_eval.results.FORMATS`; with the ending `_two_stage` for a file of both stages
     tokens:  (S,) str, each once;  logs: (S,) str, empty where the file does not say
     columns: sub-scores by NAVSIM's names, score last, (S,) fractions; NaN: failed scene, or not defined there
     split:   None where nothing says which
@@ -71,12 +71,12 @@ def read_scores(path: Path | str, metric: str = "", proposal: int = -1) -> Token
     columns = {name: _numbers(cells[name], name, file) for name in _score_columns(cells, file)}
     if max(np.nanmax(values, initial=0.0) for values in columns.values()) > 1.0 + 1e-9:
         raise DataError(file, "values above 1", remedy="scores are fractions in [0, 1], not points")
-    if TWO_STAGE == (found := _metric_of(cells)):
-        columns = _score_by_stage(columns)
+    two_stage = any(name.endswith(STAGES) for name in cells)
+    columns = _score_by_stage(columns) if two_stage else columns
     return TokenScores(
         source=str(file),
         name=summary.get("planner", {}).get("name") or _short_name(Path(path)),
-        metric=summary.get("metric") or found,
+        metric=(summary.get("metric") or _generation(cells)) + (TWO_STAGE if two_stage else ""),
         tokens=tokens,
         logs=_logs(cells, tokens, file),
         columns=columns,
@@ -167,18 +167,18 @@ def _numbers(values: list[Any], name: str, path: Path) -> np.ndarray:
 # --- what the cells mean ---------------------------------------------------------------------------------------------
 
 
-def _metric_of(cells: Cells) -> str | None:
+def _generation(cells: Cells) -> str | None:
     """The metric generation that the columns belong to; None for neither."""
     if any(name.endswith(STAGES) for name in cells):
-        return TWO_STAGE
+        return "epdms_v2"
     fitting = [metric for metric, form in FORMATS.items() if all(name in cells for name in form.columns)]
     return max(fitting, key=lambda metric: len(FORMATS[metric].columns), default=None)
 
 
 def _score_columns(cells: Cells, path: Path) -> tuple[str, ...]:
-    metric = _metric_of(cells)
-    if metric == TWO_STAGE:
-        names = FORMATS["epdms_v2"].columns
+    metric = _generation(cells)
+    if any(name.endswith(STAGES) for name in cells):
+        names = FORMATS[metric].columns
         return (*(n + stage for stage in STAGES for n in names if n + stage in cells), "score")
     if metric is None:
         nearest = min(FORMATS, key=lambda m: sum(name not in cells for name in FORMATS[m].columns))

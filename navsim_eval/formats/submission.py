@@ -93,6 +93,8 @@ def read_submission(path: Path | str) -> Submission:
     Raises DataError for a file that is no pickle, asks for other classes, or is not built like a submission. Whether
     its content will be accepted is another question: `navsim_eval.submit.check_submission`.
     """
+    if not Path(path).is_file():
+        raise DataError(path, "no such file", remedy="name a submission.pkl")
     trajectory, sampling, _ = _stand_ins()
     content = load_pickle(path, {_TRAJECTORY: trajectory, _SAMPLING: sampling})
     if not isinstance(content, dict):

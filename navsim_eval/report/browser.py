@@ -65,8 +65,8 @@ def scene_data(runs: Sequence[Run], focus: Run) -> dict[str, Any]:
     (short names), titles, values (fractions or null);  focus: index of the drawn run;  low: what counts as failing
     """
     predictions = focus.predictions
-    tokens = [str(token) for token in focus.results.tokens.tolist() if token in set(predictions.tokens.tolist())]
     row_of = {token: row for row, token in enumerate(predictions.tokens.tolist())}
+    tokens = [token for token in focus.results.tokens.tolist() if token in row_of]
     rows = [row_of[token] for token in tokens]
     data: dict[str, Any] = {"token": tokens, "speed": np.round(predictions.facts["speed"][rows], 2).tolist()}
     for name in ("log", "map", "command"):

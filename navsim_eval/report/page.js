@@ -69,7 +69,7 @@ function fill(rows) {
     made.textContent = name;
     made.title = run.titles[run.columns.indexOf(name)] ?? "";
     if (index <= facts.length) made.className = "text";
-    if (name === state.sort) made.ariaSort = state.down ? "descending" : "ascending";
+    if (name === state.sort) made.setAttribute("aria-sort", state.down ? "descending" : "ascending");
     made.onclick = () => { state.down = state.sort === name && !state.down; state.sort = name; show(); };
     head.append(made);
   });
@@ -106,11 +106,11 @@ for (const name of ["map", "command", "speed", "text"])
   field(name).oninput = () => { state.shown = 100; show(); };
 field("run").onchange = () => { state.run = Number(field("run").value); show(); };
 document.getElementById("more").onclick = () => { state.shown += 500; show(); };
-for (const card of cards)
-  card.onclick = event => {
-    if (event.target.closest("a, table")) return;
-    card.classList.toggle("open");
-  };
+for (const card of cards) {
+  card.tabIndex = 0;
+  card.onclick = event => event.target.closest("a, table") || card.classList.toggle("open");
+  card.onkeydown = event => event.key === "Enter" && event.target === card && card.classList.toggle("open");
+}
 
 function follow() {  // a link to a scene opens its picture; "#map=…&command=…&gallery=NC" sets filters
   const hash = decodeURIComponent(location.hash.slice(1)), card = picture.get(hash);

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from navsim_eval.comparison import show
 from navsim_eval.comparison.bootstrap import paired_interval
 from navsim_eval.comparison.compare import compare
-from navsim_eval.comparison.read import TWO_STAGE, TokenScores, read_scores
+from navsim_eval.comparison.read import TokenScores, read_scores
 from navsim_eval.errors import UserError
 from navsim_eval.predictions import Predictions
 from navsim_eval.results import FORMATS, Coverage, Results, make_summary, save_json
@@ -77,7 +77,7 @@ def test_official_two_stage_file(tmp_path):
     rows += [[k, f"extended_pdm_score_{kind}", True, *[""] * 18, 0.24]
              for k, kind in enumerate(("stage_one", "stage_two", "combined"), 2)]  # fmt: skip
     found = read_scores(write_rows(tmp_path / "x.csv", header, rows))
-    assert found.metric == TWO_STAGE and found.tokens.tolist() == ["first", "second"]
+    assert found.metric == "epdms_v2_two_stage" and found.tokens.tolist() == ["first", "second"]
     np.testing.assert_equal(found.columns["score_stage_one"], [0.8, np.nan])
     np.testing.assert_equal(found.columns["score_stage_two"], [np.nan, 0.3])
     assert found.closing["extended_pdm_score_combined"] == 0.24
@@ -85,7 +85,12 @@ def test_official_two_stage_file(tmp_path):
     assert result.pairs == 2 and result.differences[0].name == "score_stage_one"
     assert show.short_name("lane_keeping_stage_two") == "LK, stage 2"
     assert any("unweighted" in note for note in result.notes)
+    assert {flip.name for flip in result.flips} >= {f"traffic_light_compliance_stage_{n}" for n in ("one", "two")}
     json.dumps(show.as_json(result), allow_nan=False)
+
+    save_json(tmp_path / "summary.json", {"metric": "epdms_v2", "split": "hard", "planner": {"name": "x"}})
+    ours = (tmp_path / "x.csv").rename(tmp_path / "scores.csv")
+    assert read_scores(ours).metric == "epdms_v2_two_stage", "the summary names the generation, the file the stages"
 
 
 def an_evaluation(folder: Path, metric: str = "pdms_v1", split: str = "test") -> Path:

@@ -12,9 +12,11 @@ import numpy as np
 
 from navsim_eval.command_line import run_tool
 from navsim_eval.comparison.compare import CompareConfig
-from navsim_eval.results import Coverage, Results, make_summary, save_json
+from navsim_eval.dataset import SceneDataset
+from navsim_eval.results import FORMATS, Coverage, Results, make_summary, save_json
 from tests.navsim_eval.test_compare import some_scores
 from tests.tools.test_evaluate_cli import tool
+from tests.worlds import write_world
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +54,18 @@ def test_two_folders_by_place_or_by_name(tmp_path):
     named = [f"b={b}", f"a='{a}'", f"output_dir={tmp_path / 'again'}", "resamples=300"]
     assert in_process(*named) == 0
     assert json.loads((tmp_path / "again" / "comparison.json").read_text()) == content
+
+
+def test_logs_come_from_the_data_where_no_file_names_them(tmp_path, capsys):
+    world = write_world(tmp_path / "world", {"somewhere": 2}, num_frames=15, sensors=False)
+    tokens = SceneDataset.from_config(world.data, "somewhere").tokens
+    columns = {name: np.linspace(0, 1, len(tokens)) for name in FORMATS["pdms_v1"].columns}
+    for name in ("a", "b"):
+        Results("pdms_v1", np.array(tokens), columns).save_csv(tmp_path / f"{name}.csv")
+    files = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), f"output_dir={tmp_path / 'out'}", "resamples=200"]
+    assert in_process(*files, *world.overrides, "split=somewhere") == 0
+    shown = capsys.readouterr().out
+    assert "4 pairs of scenes (2 logs), none unpaired" in shown and "only 2 logs" in shown
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
