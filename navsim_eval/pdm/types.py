@@ -85,7 +85,7 @@ class TrafficStart:
     vehicle:      (A,) int32 tracks that are driven, in order;  line: (A,) int32 line that each drives along
     snapped:      (A, 3) box centre and heading when put onto the line
     progress:     (A,) arc length along the line now [m];  target_speed: (A,) m/s
-    points:       (V, 3) vertices of all lines: x, y, heading;  line l has those from offsets[l] to offsets[l + 1]
+    points:       (V, 2) vertices of all lines, as in the map;  line l has those from offsets[l] to offsets[l + 1]
     offsets:      (L + 1,) int64
     standing:     (B,) int32 vehicle tracks that stay where they are as long as nothing drives into them
     """

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
-from navsim_eval.formats.maps import RoadMap
+from navsim_eval.formats.maps import Layer, RoadMap
 from navsim_eval.formats.synthetic import FutureStep
 from navsim_eval.geometry import box_corners, ego_corners
 from navsim_eval.pdm.observation import global_objects
@@ -95,13 +95,13 @@ def lay_rails(
     a vehicle before it. It stands if it is further away than that, or parked (below 0.1 m/s) outside lanes and
     intersections. Any other vehicle vanishes after now.
     """
-    edges = [_starting_edge(pose, road_map) for pose in poses]
+    below = _Below(poses, road_map)
     driven, standing, lines, taken = [], [], {}, [shapely.polygons(ego_corners(ego_pose))]
     target = DEFAULT_TARGET_SPEED
-    for row, (pose, size, edge) in enumerate(zip(poses, sizes, edges, strict=True)):
+    for row, (pose, size) in enumerate(zip(poses, sizes, strict=True)):
+        edge = _starting_edge(pose, below.edges(row), road_map)
         if edge is None:
-            on_road = _on(road_map, "lanes_polygons", pose) or _on(road_map, "intersections", pose)
-            if speed[row] < PARKED_SPEED and not on_road:
+            if speed[row] < PARKED_SPEED and not below.on_road(row):
                 standing.append(row)
             continue
         progress, snapped = _nearest_pose(road_map.baseline(edge), pose)
@@ -115,42 +115,53 @@ def lay_rails(
         target = road_map.speed_limit(edge) or target
         driven.append((row, lines.setdefault(edge, len(lines)), *snapped, progress, target))
     table = np.array(driven, np.float64).reshape(-1, 7)
-    points = [_driven_points(road_map.baseline(edge)) for edge in lines]
+    points = [road_map.baseline(edge) for edge in lines]
     return Rails(
         vehicle=table[:, 0].astype(np.int32),
         line=table[:, 1].astype(np.int32),
         snapped=table[:, 2:5],
         progress=table[:, 5],
         target_speed=table[:, 6],
-        points=np.concatenate([np.zeros((0, 3)), *points]),
+        points=np.concatenate([np.zeros((0, 2)), *points]),
         offsets=np.cumsum([0, *map(len, points)]),
         standing=np.array(standing, np.int32),
     )
 
 
-def _starting_edge(pose: np.ndarray, road_map: RoadMap) -> str | None:
-    """Lane that a vehicle (3,) is on, else connector if it is in an intersection; the one best in line with it."""
-    if _on(road_map, "lanes_polygons", pose):
-        layer = road_map.layer("lanes_polygons")
-        edges = layer.ids[_rows(road_map, "lanes_polygons", pose)]
-    elif _on(road_map, "intersections", pose):
-        layer = road_map.layer("gen_lane_connectors_scaled_width_polygons")
-        edges = layer.keys("lane_connector_fid")[_rows(road_map, layer.name, pose)]
-    else:
-        return None
-    if not len(edges):
-        return None
+class _Below:
+    """What of the map lies below each of N points: rows (ascending) of polygons that hold it, boundaries excluded."""
+
+    def __init__(self, poses: np.ndarray, road_map: RoadMap):
+        connectors = road_map.layer("gen_lane_connectors_scaled_width_polygons")
+        self._lanes = self._found(poses, road_map.layer("lanes_polygons"))
+        self._intersections = self._found(poses, road_map.layer("intersections"))
+        self._connectors = self._found(poses, connectors)
+        self._lane_ids, self._connector_ids = (
+            road_map.layer("lanes_polygons").ids,
+            connectors.keys("lane_connector_fid"),
+        )
+
+    @staticmethod
+    def _found(poses: np.ndarray, layer: Layer) -> list[np.ndarray]:
+        point, row = layer.tree.query(shapely.points(poses[:, :2]), predicate="within")
+        return [np.sort(row[point == index]) for index in range(len(poses))]
+
+    def on_road(self, index: int) -> bool:
+        return len(self._lanes[index]) > 0 or len(self._intersections[index]) > 0
+
+    def edges(self, index: int) -> np.ndarray:
+        """Lanes below a point; where there is none, the connectors below it if it is in an intersection."""
+        if len(self._lanes[index]):
+            return self._lane_ids[self._lanes[index]]
+        return self._connector_ids[self._connectors[index] if len(self._intersections[index]) else np.zeros(0, int)]
+
+
+def _starting_edge(pose: np.ndarray, edges: np.ndarray, road_map: RoadMap) -> str | None:
+    """Which of the edges below a vehicle (3,) is best in line with it; None if there is none."""
+    if len(edges) < 2:
+        return str(edges[0]) if len(edges) else None
     differences = [abs(_nearest_pose(road_map.baseline(edge), pose)[1][2] - pose[2]) for edge in edges]
     return str(edges[int(np.argmin(differences))])
-
-
-def _rows(road_map: RoadMap, layer: str, pose: np.ndarray) -> np.ndarray:
-    """Rows (ascending) of a layer whose polygon contains a point; its boundary is outside."""
-    return np.sort(road_map.layer(layer).tree.query(shapely.points(pose[:2]), predicate="within"))
-
-
-def _on(road_map: RoadMap, layer: str, pose: np.ndarray) -> bool:
-    return len(_rows(road_map, layer, pose)) > 0
 
 
 def _nearest_pose(line: np.ndarray, pose: np.ndarray) -> tuple[float, np.ndarray]:
@@ -164,7 +175,7 @@ def _nearest_pose(line: np.ndarray, pose: np.ndarray) -> tuple[float, np.ndarray
     return progress, np.array([*here, np.arctan2(step[1], step[0])])
 
 
-def _driven_points(line: np.ndarray) -> np.ndarray:
+def driven_line(line: np.ndarray) -> np.ndarray:
     """Vertices (K, 3) of a line (M, 2) that a vehicle drives along: without repetitions and without the last one.
 
     A line that would shrink to a point keeps its last vertex (the published evaluator fails on it).

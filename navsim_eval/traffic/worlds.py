@@ -19,6 +19,7 @@ from navsim_eval.metrics.footprint import Boxes, Footprints, find_contacts, rect
 from navsim_eval.metrics.scene_batch import PreparedScene, SceneBatch
 from navsim_eval.metrics.time_to_collision import LEADS, time_to_collision_within_bound
 from navsim_eval.pdm.types import SIMULATION_DT, MetricCache, StateIndex
+from navsim_eval.traffic.rails import driven_line
 from navsim_eval.traffic.reactive_idm import Driven, Vehicles, drive
 
 
@@ -69,7 +70,7 @@ def vehicles_of(cache: MetricCache) -> Vehicles:
         length=sizes[:, 0],
         width=sizes[:, 1],
         speed=np.where(np.isnan(speed), ego_speed, speed),
-        lines=tuple(np.split(start.points, start.offsets[1:-1])) if len(start.vehicle) else (),
+        lines=tuple(map(driven_line, np.split(start.points, start.offsets[1:-1]))) if len(start.vehicle) else (),
     )
 
 

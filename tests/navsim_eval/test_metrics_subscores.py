@@ -319,3 +319,24 @@ def test_area_kinds_decide_what_is_drivable() -> None:
         street.drivable_map.kinds[:] = kinds
         assert judge(street, drive(speed=5.0))[DAC] == [expected]
         street.drivable_map.kinds[0] = AreaKind.ROADBLOCK
+
+
+def test_before_its_fix_the_human_filter_changed_what_is_reported_but_not_the_score() -> None:
+    names = aggregate.COLUMNS["epdms_v2"]
+    plain = {name: torch.tensor([1.0], dtype=torch.float64) for name in names}
+    unfiltered = {f"unfiltered_{name}": value for name, value in plain.items()}
+    columns = {**plain, **unfiltered, "two_frame_extended_comfort": torch.tensor([0.0], dtype=torch.float64)}
+    assert (
+        aggregate.final_score(columns, "epdms_v2").item()
+        == aggregate.final_score(columns, "epdms_v2_unfixed_filter").item()
+        == 14 / 16
+    )
+    columns["unfiltered_lane_keeping"] = torch.tensor([0.0], dtype=torch.float64)  # forgiven: 1 in `lane_keeping`
+    assert aggregate.final_score(columns, "epdms_v2").item() == 14 / 16
+    assert aggregate.final_score(columns, "epdms_v2_unfixed_filter").item() == 12 / 16
+    columns["unfiltered_drivable_area_compliance"] = torch.tensor([0.0], dtype=torch.float64)
+    assert aggregate.final_score(columns, "epdms_v2_unfixed_filter").item() == 0.0
+    assert (
+        aggregate.base_metric("epdms_v2_unfixed_filter") == "epdms_v2" and aggregate.base_metric("pdms_v1") == "pdms_v1"
+    )
+    assert aggregate.table_columns("epdms_v2_unfixed_filter") == aggregate.table_columns("epdms_v2")
