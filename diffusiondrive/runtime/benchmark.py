@@ -1,33 +1,44 @@
-"""How long a plan takes: latency percentiles by stage and end to end, from encoded sensors to poses in host memory."""
+"""How long a plan takes: latency percentiles by stage and end to end, from encoded sensors to poses in host memory.
+
+One frame at a time, real encoded frames in rotation, after a warm-up. The plain published computation (same weights,
+eager, float32) may be timed frame by frame beside the runtime, so that a claim is a ratio of one run. The protocol is
+in docs/real_time.md.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
-from diffusiondrive.features import FeatureConfig
 from diffusiondrive.noise import scene_noise
 from diffusiondrive.planner import DiffusionDrive
-from diffusiondrive.runtime.device import resolve_device
-from diffusiondrive.runtime.stages import planner_stages, sensor_stages
+from diffusiondrive.runtime.device import float32_rule, resolve_device
+from diffusiondrive.runtime.latency_figure import draw_latency
+from diffusiondrive.runtime.latency_report import columns, compare, summarise
+from diffusiondrive.runtime.machine import machine_state, memory_use
+from diffusiondrive.runtime.observation import Observation, read_observation
+from diffusiondrive.runtime.pipeline import SensorPlanner
+from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+from diffusiondrive.runtime.roofline import count_stages, measure_rates, roofline
+from diffusiondrive.runtime.runtime import Runtime
+from diffusiondrive.runtime.sensors import SensorConfig
+from diffusiondrive.runtime.stages import REST, STAGES, StageClock, marked
 from diffusiondrive.variants import planner_config
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
-from navsim_eval.scene import Scene
 
-PERCENTILES = (50, 90, 99)
-MODEL_STAGES = ("backbone", "prepare", "pass", "select")
-HEAD_STAGES = ("prepare", "pass", "select")
+GPU_ITERATIONS, LEAST_ITERATIONS = 1000, 50
 
 
 @dataclass
@@ -35,102 +46,217 @@ class BenchmarkConfig:
     """What is timed.
 
     planner:    folder or file of a checkpoint; "random:NAME" times a named variant with random weights (same speed)
-    split:      frames come from this split, in rotation; its sensor files must exist
-    frames:     how many different frames are in the rotation
-    iterations: timed plans, after `warmup` untimed ones
-    device:     auto, cpu, cuda, cuda:1, …;  precision: float32, tf32, bf16, fp16 (autocast)
+    backend, precision, device: of the runtime; see `Runtime`
+    reference_path: also time the plain published computation (eager, float32), alternating with the runtime
+    split:      frames come from this split, in rotation; its sensor files must exist;  frames: how many different ones
+    iterations: timed plans, after `warmup` untimed ones. 0: 1,000 on a GPU; on a CPU what fits into `seconds`, at least
+        50 and at most 1,000
     threads:    CPU threads of torch (0: torch's own choice)
+    stages:     cut the eager backend (and the reference) at their seams; off, only whole plans are timed
+    overlap:    also measure throughput with frame n + 1 prepared while frame n is planned
+    roofline:   count operations and bytes of each stage, and measure the rates that they are held against
+    output:     JSON; a figure of the same name is written beside it (.png)
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     planner: str = "random:diffusiondrive"
+    backend: str = "eager"
+    precision: str = "float32"
+    device: str = "auto"
+    reference_path: bool = False
+    sensors: SensorConfig = field(default_factory=SensorConfig)
     split: str = "test"
     frames: int = 32
-    iterations: int = 200
+    iterations: int = 0
+    seconds: float = 60.0
     warmup: int = 10
-    device: str = "auto"
-    precision: str = "float32"
     threads: int = 0
+    stages: bool = True
+    overlap: bool = True
+    roofline: bool = False
     seed: int = 0
     output: str = "outputs/benchmark_fps.json"
 
+    def __post_init__(self) -> None:
+        for name in ("frames", "warmup"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.iterations < 0 or not self.seconds > 0:
+            raise UserError("iterations must not be negative, seconds must be positive")
+
+
+@dataclass
+class Subject:
+    """A runtime under the clock. `cut`: the eager program whose seams are marked, or None."""
+
+    runtime: Runtime
+    cut: torch.nn.Module | None
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def plan(self, features: dict[str, torch.Tensor], noise: torch.Tensor, keep: bool) -> None:
+        """Time one plan, features on the device to plan in host memory, wall clock; its stages where there are seams.
+
+        On a GPU the stages come from CUDA events; `device ms` is the span between the first and the last of them.
+        """
+        clock = StageClock(self.runtime.device)
+        started = time.perf_counter()
+        if self.cut is None:
+            self.runtime.plan(features, noise)
+        else:
+            with marked(self.cut, clock.stop):
+                self.runtime.plan(features, noise)
+        clock.stop(REST)
+        wall = 1e3 * (time.perf_counter() - started)
+        spans = clock.milliseconds()
+        row = {"model": wall} | (spans if self.cut is not None else {})
+        if self.runtime.device.type == "cuda":
+            row["device"] = sum(spans.values())
+        if keep:
+            self.rows.append(row)
+
 
 def benchmark(config: BenchmarkConfig, progress: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
-    """Time `config.iterations` plans, one scene each; writes and returns the result.
+    """Time plans of single scenes; writes and returns the result.
 
-    Result: `stages_ms`, `model_ms` (backbone to chosen trajectory), `head_ms`, `end_to_end_ms`: each with mean, p50,
-    p90, p99, max; `fps` = 1000 / end-to-end p50; configuration and environment. Raises UserError without usable frames.
+    Result: `end_to_end_ms` (encoded sensors to plan, both in host memory), `model_ms` (features to plan), `stages_ms`,
+    each with mean, p50, p90, p99, max; `fps` = 1000 / end-to-end p50; `reference` likewise and `speedup` where asked
+    for; machine before and after, memory, configuration, environment. Raises UserError without usable frames.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
-    planner = load(config.planner, config.seed).to(device).eval()
-    features = FeatureConfig.for_planner(planner.config)
-    scenes = usable_scenes(config, features)
-    noise = scene_noise([scene.token for scene in scenes], config.seed, planner.noise_shape).to(device)
-    rows: list[dict[str, float]] = []
-    with precision_context(config.precision, device):
-        for number in range(config.warmup + config.iterations):
-            index = number % len(scenes)
-            inputs, times = sensor_stages(scenes[index], features)
-            _, planner_times = planner_stages(planner, inputs, noise[index : index + 1], device)
-            if number >= config.warmup:
-                rows.append(times | planner_times)
-            progress(1)
-    result = summarise(rows) | {
+    module = load(config.planner, config.seed)
+    subject = _subject(Runtime(module, config.precision, config.backend, device), config.stages)
+    planner = SensorPlanner(subject.runtime, config.sensors)
+    reference = _subject(Runtime(module, backend="reference", device=device), True) if config.reference_path else None
+    observations = usable_observations(config, planner)
+    before = machine_state()
+    subject.runtime.warm_up()
+    iterations = config.iterations or default_iterations(config, planner, reference, observations[0])
+    sensor_rows, span = measure(config, planner, subject, reference, observations, iterations, progress)
+    result: dict[str, Any] = summarise(sensor_rows, subject.rows)
+    if reference is not None:
+        result["reference"] = compare(sensor_rows, reference.rows, result)
+    if config.overlap:
+        result["overlapped_fps"] = overlapped_fps(planner, observations, min(iterations, 200))
+    if config.roofline:
+        result["roofline"] = measure_roofline(config, planner, module, observations[0])
+    result |= {
         "planner": config.planner,
-        "parameters": sum(p.numel() for p in planner.parameters()),
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "backend": config.backend,
+        "precision": config.precision,
+        "decode": config.sensors.decode,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "precision": config.precision,
         "batch": 1,
-        "frames_in_rotation": len(scenes),
-        "iterations": config.iterations,
+        "frames_in_rotation": len(observations),
+        "encoded_bytes": int(np.mean([sum(map(len, o.cameras)) + len(o.cloud) for o in observations])),
+        "iterations": iterations,
         "warmup": config.warmup,
+        "startup_s": round(subject.runtime.startup_s, 3),
+        "measured_for_s": round(span, 1),
+        "memory": memory_use(device),
+        "machine_before": before,
+        "machine_after": machine_state(),
         "environment": describe_environment(),
     }
     atomic_write(Path(config.output), json.dumps(result, indent=2) + "\n")
+    draw_latency(result, _samples(sensor_rows, subject, reference), Path(config.output).with_suffix(".png"))
     return result
 
 
-def summarise(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Statistics of each stage and of the sums that people quote."""
-    stages = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    model = sum(v for name, v in stages.items() if name.split()[0] in MODEL_STAGES)
-    head = sum(v for name, v in stages.items() if name.split()[0] in HEAD_STAGES)
-    total = sum(stages.values())
-    return {
-        "fps": float(1e3 / np.percentile(total, 50)),
-        "model_fps": float(1e3 / np.percentile(model, 50)),
-        "end_to_end_ms": statistics(total),
-        "model_ms": statistics(model),
-        "head_ms": statistics(head),
-        "stages_ms": {name: statistics(values) for name, values in stages.items()},
-    }
+def measure(
+    config: BenchmarkConfig,
+    planner: SensorPlanner,
+    subject: Subject,
+    reference: Subject | None,
+    observations: Sequence[Observation],
+    iterations: int,
+    progress: Callable[[int], None] = lambda n: None,
+) -> tuple[list[dict[str, float]], float]:
+    """Times of sensors, for each timed frame, and the seconds that it took. Plans' times are left in the subjects."""
+    noise = scene_noise([o.token for o in observations], config.seed, planner.runtime.noise_shape)
+    rows: list[dict[str, float]] = []
+    started = time.perf_counter()
+    for number in range(config.warmup + iterations):
+        index = number % len(observations)
+        keep = number >= config.warmup
+        features, times = timed_sensors(planner, observations[index])
+        for one in filter(None, (subject, reference)):
+            one.plan(features, noise[index : index + 1], keep)
+        if keep:
+            rows.append(times)
+        progress(1)
+    return rows, time.perf_counter() - started
 
 
-def statistics(values: np.ndarray) -> dict[str, float]:
-    """Mean, percentiles and maximum, in the unit of the values."""
-    numbers = {"mean": values.mean(), **{f"p{p}": np.percentile(values, p) for p in PERCENTILES}, "max": values.max()}
-    return {name: round(float(value), 4) for name, value in numbers.items()}
+def timed_sensors(
+    planner: SensorPlanner, observation: Observation
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Features on the device, finished, and the wall milliseconds of `decode` and `features`."""
+    device = planner.runtime.device
+    marks = [time.perf_counter()]
+    decoded = planner.sensors.decode(observation)
+    marks.append(time.perf_counter())
+    features = planner.sensors.features(decoded, observation.status)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    marks.append(time.perf_counter())
+    return features, {"decode": 1e3 * (marks[1] - marks[0]), "features": 1e3 * (marks[2] - marks[1])}
 
 
-def as_table(result: dict[str, Any]) -> Table:
-    """The result as people read it: stages, then the sums."""
-    title = f"{result['planner']} · {result['device']} · {result['precision']} · batch 1 · {result['threads']} threads"
-    table = Table("stage", *(f"{name} [ms]" for name in ("p50", "p90", "p99", "max")), title=title)
-    rows = {
-        **result["stages_ms"],
-        "plan head": result["head_ms"],
-        "model": result["model_ms"],
-        "end to end": result["end_to_end_ms"],
-    }
-    for name, numbers in rows.items():
-        section = name == list(result["stages_ms"])[-1]
-        cells = (f"{numbers[p]:.2f}" for p in ("p50", "p90", "p99", "max"))
-        table.add_row(name, *cells, end_section=section)
-    table.caption = f"{result['fps']:.1f} plans/s end to end, {result['model_fps']:.1f} plans/s for the model alone"
-    return table
+def default_iterations(
+    config: BenchmarkConfig, planner: SensorPlanner, reference: Subject | None, observation: Observation
+) -> int:
+    """1,000 on a GPU; on a CPU as many as `seconds` allow, judged by one frame."""
+    if planner.runtime.device.type == "cuda":
+        return GPU_ITERATIONS
+    started = time.perf_counter()
+    features = planner.prepare(observation)
+    for runtime in (planner.runtime, *([reference.runtime] if reference else [])):
+        runtime.plan(features)
+    return int(np.clip(config.seconds / (time.perf_counter() - started), LEAST_ITERATIONS, GPU_ITERATIONS))
+
+
+def overlapped_fps(planner: SensorPlanner, observations: Sequence[Observation], plans: int) -> float:
+    """Plans a second when the next frame's sensors are processed while one is planned."""
+    source = (observations[number % len(observations)] for number in range(plans + 3))
+    frames = planner.stream(source)
+    for _ in islice(frames, 3):
+        pass
+    started = time.perf_counter()
+    count = sum(1 for _ in frames)
+    return round(count / (time.perf_counter() - started), 2)
+
+
+def measure_roofline(
+    config: BenchmarkConfig, planner: SensorPlanner, module: DiffusionDrive, observation: Observation
+) -> dict[str, Any]:
+    """The rewritten program, operation by operation, against rates of this machine; its stages are timed here again."""
+    eager = _subject(Runtime(module, config.precision, "eager", planner.runtime.device), True)
+    features = planner.prepare(observation)
+    noise = module.default_noise.cpu()[None].reshape(1, *planner.runtime.noise_shape)
+    for number in range(25):
+        eager.plan(features, noise, keep=number >= 5)
+    measured = {name: float(np.median([row[name] for row in eager.rows])) for name in STAGES}
+    inputs = tuple(x.to(planner.runtime.device) for x in (*features.values(), noise))
+    with float32_rule(config.precision):
+        stages = count_stages(eager.cut, inputs)
+    return roofline(stages, measure_rates(planner.runtime.device, config.precision), measured)
+
+
+# --- subjects --------------------------------------------------------------------------------------------------------
+
+
+def _samples(
+    sensors: Sequence[dict[str, float]], subject: Subject, reference: Subject | None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Single latencies for the figure: {runtime, reference} → {model, end to end}."""
+    before = sum(columns(sensors).values())
+    subjects = {"runtime": subject} | ({"reference": reference} if reference else {})
+    models = {name: columns(one.rows)["model"] for name, one in subjects.items()}
+    return {name: {"model": model, "end to end": before + model} for name, model in models.items()}
 
 
 def load(name: str, seed: int) -> DiffusionDrive:
@@ -146,30 +272,24 @@ def load(name: str, seed: int) -> DiffusionDrive:
     return DiffusionDrive(config, anchors)
 
 
-def usable_scenes(config: BenchmarkConfig, features: FeatureConfig) -> list[Scene]:
-    """Up to `config.frames` scenes whose sensor files can be read."""
-    scenes: list[Scene] = []
+def usable_observations(config: BenchmarkConfig, planner: SensorPlanner) -> list[Observation]:
+    """Up to `config.frames` scenes whose sensors can be read, as bytes in memory."""
+    found: list[Observation] = []
     first_problem = ""
     for scene in SceneDataset.from_config(config.data, config.split):
         try:
-            sensor_stages(scene, features)
-            scenes.append(scene)
+            observation = read_observation(scene)
+            planner.prepare(observation)
+            found.append(observation)
         except (UserError, OSError) as error:
             first_problem = first_problem or str(error)
-        if len(scenes) == config.frames:
+        if len(found) == config.frames:
             break
-    if not scenes:
+    if not found:
         raise UserError(f"split {config.split}: no scene has readable sensors; first problem: {first_problem}")
-    return scenes
+    return found
 
 
-def precision_context(name: str, device: torch.device):
-    """Autocast for bf16 and fp16; float32 and tf32 set the matrix-product rule. Raises UserError for other names."""
-    if name in ("float32", "tf32"):
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = name == "tf32"
-        return torch.autocast(device.type, enabled=False)
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if name not in types:
-        raise UserError(f"precision: '{name}' is none of float32, tf32, bf16, fp16")
-    return torch.autocast(device.type, types[name])
+def _subject(runtime: Runtime, cut: bool) -> Subject:
+    program = getattr(runtime.backend, "program", None)
+    return Subject(runtime, program if cut and isinstance(program, PlanProgram | ReferenceProgram) else None)

@@ -1,33 +1,30 @@
-"""One plan, cut at the seams of the planner, with a clock at every cut.
+"""Where the time of a plan goes: marks at the seams of a program, set from outside while it runs.
 
-    decode ─ features ─ transfer ─ backbone ─ prepare ─ pass 1 … K ─ select
+    backbone ─ queries and map ─ plan head ─ rest (choice, copy to the host; reference: auxiliary heads, too)
 
-Times come from CUDA events on a GPU (read after one synchronisation at the end of the frame) and from the wall clock
-on a CPU. The stages are the planner's own methods in the planner's own order; a test holds their result against
-`planner(features)`.
+The same seams serve the clock (benchmark.py) and the counter of operations and bytes (roofline.py). Only programs that
+run operation by operation have them; a compiled or captured one is timed as a whole.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from diffusiondrive.decoder import CascadeDecoder, Denoised, SceneCache
-from diffusiondrive.features import CAMERAS, FeatureConfig, camera_feature, lidar_feature, status_feature, to_float
-from diffusiondrive.planner import DiffusionDrive, choose
-from diffusiondrive.sampler import sample
-from navsim_eval.formats.sensors import read_image, read_point_cloud
-from navsim_eval.scene import Scene
+from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+
+BACKBONE, CONTEXT, HEAD, REST = "backbone", "queries and map", "plan head", "rest"
+STAGES = (BACKBONE, CONTEXT, HEAD, REST)
 
 
 @dataclass
 class StageClock:
-    """Marks the ends of stages; `milliseconds` reads them all once the device has finished."""
+    """Marks the ends of stages: CUDA events on a GPU, read together once the device has finished; else wall clock."""
 
     device: torch.device
     names: list[str] = field(default_factory=list)
@@ -57,59 +54,35 @@ class StageClock:
         return event
 
 
-def sensor_stages(scene: Scene, config: FeatureConfig) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Encoded sensor files → float features of a batch of one, and the milliseconds of `decode` and `features`.
+@contextmanager
+def marked(program: nn.Module, stop: Callable[[str], None]) -> Iterator[None]:
+    """While the context is open, `stop(name)` is called at the end of each stage but the last of every run.
 
-    Both run on the CPU: the wall clock is the right one whatever the planner's device.
+    Raises TypeError for a program without seams.
     """
-    clock = StageClock(torch.device("cpu"))
-    frame, root = scene.current, scene.sensor_root
-    images = [read_image(root / frame.cameras[name].path) for name in CAMERAS]
-    cloud = read_point_cloud(root / frame.lidar_path)
-    clock.stop("decode")
-    compact = {
-        "camera_feature": camera_feature(*images, config),
-        "lidar_feature": lidar_feature(cloud, config),
-        "status_feature": status_feature(frame),
-    }
-    features = {name: array[None] for name, array in to_float(compact, config).items()}
-    clock.stop("features")
-    return features, clock.milliseconds()
+    if isinstance(program, PlanProgram):
+        seams = [(program.encoder, "backbone"), (program.encoder, "forward"), (program.denoiser, "forward")]
+    elif isinstance(program, ReferenceProgram):
+        seams = [(program.planner, "_backbone"), (program.planner, "perceive"), (program.planner, "passes")]
+    else:
+        raise TypeError(f"{type(program).__name__} has no seams")
+    with ExitStack() as stack:
+        for (owner, method), name in zip(seams, STAGES, strict=False):
+            stack.enter_context(_after(owner, method, name, stop))
+        yield
 
 
-@torch.inference_mode()
-def planner_stages(
-    planner: DiffusionDrive, features: Mapping[str, np.ndarray], noise: Tensor, device: torch.device
-) -> tuple[Tensor, dict[str, float]]:
-    """Float features in host memory → chosen trajectory (B, T, 3) in host memory, and the milliseconds of each stage.
+@contextmanager
+def _after(owner: nn.Module, method: str, name: str, stop: Callable[[str], None]) -> Iterator[None]:
+    original = getattr(owner, method)
 
-    noise: (B, M, T, 2) on the device.
-    """
-    clock = StageClock(device)
-    inputs = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in features.items()}
-    clock.stop("transfer")
-    context = planner.perceive(inputs)
-    clock.stop("backbone")
-    cache = planner.decoder.prepare(context, planner.initial.anchors)
-    current = planner.initial.start(noise, planner.schedule)
-    clock.stop("prepare")
-    timed = _TimedDenoiser(planner.decoder, clock)
-    denoised = sample(current, timed, cache, planner.schedule, planner.kernel).passes[-1]
-    poses, logits = denoised.poses[-1], denoised.logits[-1]
-    trajectory = choose(poses, planner.selector.select(poses, logits)).cpu()
-    clock.stop("select")
-    return trajectory, clock.milliseconds()
+    def called(*args: object, **kwargs: object) -> object:
+        result = original(*args, **kwargs)
+        stop(name)
+        return result
 
-
-class _TimedDenoiser:
-    """The planner's decoder, with a mark after every pass (the update between passes counts to the later one)."""
-
-    def __init__(self, decoder: CascadeDecoder, clock: StageClock):
-        self.decoder, self.clock, self.space = decoder, clock, decoder.space
-        self.passes = 0
-
-    def denoise(self, current: Tensor, label: Tensor, cache: SceneCache) -> Denoised:
-        denoised = self.decoder.denoise(current, label, cache)
-        self.passes += 1
-        self.clock.stop(f"pass {self.passes}")
-        return denoised
+    setattr(owner, method, called)  # on this object only, in front of the class's own
+    try:
+        yield
+    finally:
+        delattr(owner, method)
