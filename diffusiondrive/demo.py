@@ -90,7 +90,9 @@ def steps(config: DemoConfig) -> list[Step]:
         f"output_dir={out / 'evaluation'}",
         f"metric_cache={cache / 'test'}",
     )
-    latency = tool("benchmark_fps", f"planner={planner}", "split=test", "iterations=200", f"output={out / 'latency.json'}")
+    latency = tool(
+        "benchmark_fps", f"planner={planner}", "split=test", "iterations=200", f"output={out / 'latency.json'}"
+    )
     return [
         Step("doctor", "check the machine", tool("doctor"), show=True),
         Step("city", "make the synthetic city", city),

@@ -4,11 +4,11 @@
     python tools/benchmark_fps.py reference_path=true roofline=true                     # full size, random weights
     python tools/benchmark_fps.py device=cuda backend=cudagraph precision=fp16 sensors.decode=nvjpeg reference_path=true
 
-Frames come from a split whose sensor files exist (default: the synthetic city; make it with tools/make_city.py), many in
-rotation. reference_path=true times the plain published computation (same weights, eager, float32) frame by frame beside
-the runtime, so that the claim is a ratio of one run. roofline=true counts operations and bytes of every stage and holds
-them against rates measured in the same run. Writes JSON with hardware, clocks, power and versions, and a figure (PNG)
-beside it; prints tables. The protocol is in docs/real_time.md.
+Frames come from a split whose sensor files exist (default: the synthetic city; make it with tools/make_city.py), many
+in rotation. reference_path=true times the plain published computation (same weights, eager, float32) frame by frame
+beside the runtime, so that the claim is a ratio of one run. roofline=true counts operations and bytes of every stage
+and holds them against rates measured in the same run. Writes JSON with hardware, clocks, power and versions, and a
+figure (PNG) beside it; prints tables. The protocol is in docs/real_time.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from tqdm import tqdm
 
-from diffusiondrive.runtime.benchmark import BenchmarkConfig, as_table, benchmark
+from diffusiondrive.runtime.benchmark import BenchmarkConfig, benchmark
+from diffusiondrive.runtime.latency_report import as_table
 from diffusiondrive.runtime.roofline import as_table as roofline_table
 from navsim_eval.command_line import run_tool
 

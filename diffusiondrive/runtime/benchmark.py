@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from diffusiondrive.noise import scene_noise
 from diffusiondrive.planner import DiffusionDrive
-from diffusiondrive.runtime.backends import EagerBackend
 from diffusiondrive.runtime.device import float32_rule, resolve_device
 from diffusiondrive.runtime.latency_figure import draw_latency
+from diffusiondrive.runtime.latency_report import columns, compare, summarise
 from diffusiondrive.runtime.machine import machine_state, memory_use
 from diffusiondrive.runtime.observation import Observation, read_observation
 from diffusiondrive.runtime.pipeline import SensorPlanner
+from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
 from diffusiondrive.runtime.roofline import count_stages, measure_rates, roofline
 from diffusiondrive.runtime.runtime import Runtime
 from diffusiondrive.runtime.sensors import SensorConfig
@@ -38,7 +38,6 @@ from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
 
-PERCENTILES = (50, 90, 99)
 GPU_ITERATIONS, LEAST_ITERATIONS = 1000, 50
 
 
@@ -247,78 +246,17 @@ def measure_roofline(
     return roofline(stages, measure_rates(planner.runtime.device, config.precision), measured)
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
-
-
-def summarise(sensors: Sequence[dict[str, float]], plans: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Statistics of every stage, of the model and of the whole."""
-    before, model = _columns(sensors), _columns(plans)
-    total = sum(before.values()) + model["model"]
-    inner = {name: model[name] for name in STAGES if name in model}
-    stages = before | (inner or {"model": model["model"]})
-    result = {
-        "fps": float(1e3 / np.percentile(total, 50)),
-        "model_fps": float(1e3 / np.percentile(model["model"], 50)),
-        "end_to_end_ms": statistics(total),
-        "model_ms": statistics(model["model"]),
-        "stages_ms": {name: statistics(values) for name, values in stages.items()},
-    }
-    return result | ({"device_ms": statistics(model["device"])} if "device" in model else {})
-
-
-def compare(
-    sensors: Sequence[dict[str, float]], plans: Sequence[dict[str, float]], fast: dict[str, Any]
-) -> dict[str, Any]:
-    """The reference's own summary, and how many times faster the runtime is (ratios of medians)."""
-    slow = summarise(sensors, plans)
-    ratios = {name: round(slow[name]["p50"] / fast[name]["p50"], 3) for name in ("model_ms", "end_to_end_ms")}
-    return slow | {"speedup": ratios}
-
-
-def statistics(values: np.ndarray) -> dict[str, float]:
-    """Mean, percentiles and maximum, in the unit of the values."""
-    numbers = {"mean": values.mean(), **{f"p{p}": np.percentile(values, p) for p in PERCENTILES}, "max": values.max()}
-    return {name: round(float(value), 4) for name, value in numbers.items()}
-
-
-def _columns(rows: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+# --- subjects --------------------------------------------------------------------------------------------------------
 
 
 def _samples(
     sensors: Sequence[dict[str, float]], subject: Subject, reference: Subject | None
 ) -> dict[str, dict[str, np.ndarray]]:
     """Single latencies for the figure: {runtime, reference} → {model, end to end}."""
-    before = sum(_columns(sensors).values())
+    before = sum(columns(sensors).values())
     subjects = {"runtime": subject} | ({"reference": reference} if reference else {})
-    models = {name: _columns(one.rows)["model"] for name, one in subjects.items()}
+    models = {name: columns(one.rows)["model"] for name, one in subjects.items()}
     return {name: {"model": model, "end to end": before + model} for name, model in models.items()}
-
-
-def as_table(result: dict[str, Any]) -> Table:
-    """The result as people read it: stages, then the sums, then the reference."""
-    how = f"{result['backend']} · {result['precision']} · {result['device']} · {result['threads']} threads"
-    table = Table("stage", *(f"{name} [ms]" for name in ("p50", "p90", "p99", "max")), title=result["planner"])
-    rows = {**result["stages_ms"], "model": result["model_ms"], "end to end": result["end_to_end_ms"]}
-    last = [list(result["stages_ms"])[-1]]
-    if "reference" in result:
-        last.append("end to end")
-        rows |= {f"reference: {name}": result["reference"][f"{name}_ms"] for name in ("model", "end_to_end")}
-    for name, numbers in rows.items():
-        cells = (f"{numbers[p]:.2f}" for p in ("p50", "p90", "p99", "max"))
-        table.add_row(name.replace("_", " "), *cells, end_section=name in last)
-    caption = f"{how} · {result['iterations']} plans over {result['frames_in_rotation']} frames\n"
-    caption += f"{result['fps']:.1f} plans/s end to end, {result['model_fps']:.1f} plans/s for the model alone"
-    if "overlapped_fps" in result:
-        caption += f", {result['overlapped_fps']:.1f} plans/s overlapped"
-    if "reference" in result:
-        ratios = result["reference"]["speedup"]
-        caption += f"\nmodel {ratios['model_ms']:.2f} ×, end to end {ratios['end_to_end_ms']:.2f} × the reference path"
-    table.caption = caption
-    return table
-
-
-# --- subjects --------------------------------------------------------------------------------------------------------
 
 
 def load(name: str, seed: int) -> DiffusionDrive:
@@ -353,5 +291,5 @@ def usable_observations(config: BenchmarkConfig, planner: SensorPlanner) -> list
 
 
 def _subject(runtime: Runtime, cut: bool) -> Subject:
-    eager = isinstance(runtime.backend, EagerBackend)
-    return Subject(runtime, runtime.backend.program if cut and eager else None)
+    program = getattr(runtime.backend, "program", None)
+    return Subject(runtime, program if cut and isinstance(program, PlanProgram | ReferenceProgram) else None)

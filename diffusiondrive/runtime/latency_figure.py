@@ -11,7 +11,7 @@ import numpy as np
 from navsim_eval.files import atomic_write
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 COLOURS = {"runtime": "#1f6f8b", "reference": "#b5651d"}
 

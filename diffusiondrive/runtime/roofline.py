@@ -138,11 +138,12 @@ def as_table(result: dict[str, Any]) -> Table:
     """The roofline as people read it."""
     title = f"floors at {result['matrix_gflops']:.0f} GFLOP/s and {result['copy_gb_s']:.1f} GB/s, measured in this run"
     columns = {
-        "stage": "stage", "GFLOP": "gflop", "launches": "launches", "weights MB": "weights_mb", "edges MB": "edges_mb",
-        "unfused MB": "unfused_mb", "FLOP floor ms": "compute_floor_ms", "byte floor ms": "memory_floor_ms",
-        "measured ms": "measured_ms", "gap ms": "gap_ms",
+        "stage": "stage", "GFLOP": "gflop", "ops": "launches", "weights": "weights_mb", "edges": "edges_mb",
+        "unfused": "unfused_mb", "FLOP": "compute_floor_ms", "bytes": "memory_floor_ms", "took": "measured_ms",
+        "gap": "gap_ms",
     }  # fmt: skip
-    table = Table(*columns, title=title)
+    caption = "weights, edges (what enters and leaves), unfused (all operations): MB; FLOP and bytes: floors in ms"
+    table = Table(*columns, title=title, caption=caption, padding=(0, 0))
     for row in result["stages"]:
         values = (row[key] for key in columns.values())
         table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values))

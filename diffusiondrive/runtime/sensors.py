@@ -32,7 +32,7 @@ from diffusiondrive.runtime.nvjpeg import decode_on_device, require_nvjpeg
 from diffusiondrive.runtime.observation import Observation
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import usable_cores
-from navsim_eval.formats.sensors import decode_image, decode_point_cloud
+from navsim_eval.formats.sensors import decode_image, decode_point_cloud, encoded_size
 
 TURBO, REDUCED, NVJPEG = "turbo", "reduced", "nvjpeg"
 HOST, DEVICE = "host", "device"
@@ -191,7 +191,7 @@ class _HostDecoder:
     """Images and sweep of an observation, decoded by the CPU."""
 
     def __init__(self, features: FeatureConfig, config: SensorConfig):
-        self.reduction = reduction_for(features) if config.decode == REDUCED else 1
+        self.features, self.reduced = features, config.decode == REDUCED
         self.min_points = config.min_points
         threads = config.threads or min(len(CAMERAS), usable_cores())
         self.pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
@@ -200,10 +200,11 @@ class _HostDecoder:
         """Three (H, W, 3) uint8 RGB images of one size."""
         contents = present(observation)
         names = [_camera_name(observation, index) for index in range(len(contents))]
+        reduction = reduction_for(self.features, encoded_size(contents[0], names[0])) if self.reduced else 1
         if self.pool is None:
-            images = [decode_image(*item, self.reduction) for item in zip(contents, names, strict=True)]
+            images = [decode_image(*item, reduction) for item in zip(contents, names, strict=True)]
         else:
-            images = list(self.pool.map(decode_image, contents, names, [self.reduction] * len(contents)))
+            images = list(self.pool.map(decode_image, contents, names, [reduction] * len(contents)))
         for name, image in zip(names, images, strict=True):
             if image.shape != images[0].shape:
                 raise DataError(name, f"an image of {image.shape[:2]} px beside one of {images[0].shape[:2]} px")

@@ -22,6 +22,7 @@ _STORED_DTYPE = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "u1"), ("ring", "u1"), ("lidar_info", "u1")]
 )
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _HEADER_LIMIT = 4096  # bytes; real headers are about 200
 _REMEDY_MISSING = "download the sensor files of this split, or check data.root"
 _REMEDY_DAMAGED = "download the file again"
@@ -47,7 +48,16 @@ def decode_image(content: bytes, name: object, reduction: int = 1) -> np.ndarray
         if reduction > 1:
             image.draft("RGB", (image.width // reduction, image.height // reduction))
         return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _IMAGE_ERRORS as error:
+        raise DataError(name, f"not an image that can be decoded ({error})", remedy=_REMEDY_DAMAGED) from error
+
+
+def encoded_size(content: bytes, name: object) -> tuple[int, int]:
+    """Rows and columns of an encoded image, from its header alone. Raises DataError."""
+    check_whole(content, name)
+    try:
+        return Image.open(io.BytesIO(content)).size[::-1]
+    except _IMAGE_ERRORS as error:
         raise DataError(name, f"not an image that can be decoded ({error})", remedy=_REMEDY_DAMAGED) from error
 
 

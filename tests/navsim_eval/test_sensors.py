@@ -17,6 +17,7 @@ from navsim_eval.errors import DataError
 from navsim_eval.formats.sensors import (
     decode_image,
     decode_point_cloud,
+    encoded_size,
     read_image,
     read_point_cloud,
     write_image,
@@ -105,6 +106,7 @@ def test_damaged_images_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("reduction", "size"), [(1, (54, 96)), (2, (27, 48)), (4, (14, 24)), (8, (7, 12))])
 def test_images_decode_at_a_fraction_of_their_size(reduction: int, size: tuple[int, int]) -> None:
     encoded = cv2.imencode(".jpg", picture()[..., ::-1])[1]
+    assert encoded_size(encoded.tobytes(), "x") == (54, 96)
     image = decode_image(encoded.tobytes(), "x", reduction)
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
     assert image.shape == (*size, 3) and image.flags.writeable
