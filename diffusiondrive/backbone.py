@@ -150,18 +150,22 @@ class Fusion(nn.Module):
 
     def forward(self, image: Tensor, lidar: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, C, H, W) and (B, C, h, w) -> the same, with what they learnt from each other added."""
-        pooled = (
-            F.adaptive_avg_pool2d(image, self.image_grid),
-            self.lidar_in(F.adaptive_avg_pool2d(lidar, self.lidar_grid)),
-        )
-        tokens = torch.cat([cells.flatten(2).transpose(1, 2) for cells in pooled], dim=1)  # (B, tokens, C)
-        tokens = self.dropout(tokens + self.positions)
+        tokens = self.pooled_tokens(image, lidar)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens).transpose(1, 2)  # (B, C, tokens)
         to_image = tokens[:, :, : self.image_count].unflatten(2, self.image_grid)
         to_lidar = self.lidar_out(tokens[:, :, self.image_count :].unflatten(2, self.lidar_grid))
         return image + resize(to_image, image.shape[-2:]), lidar + resize(to_lidar, lidar.shape[-2:])
+
+    def pooled_tokens(self, image: Tensor, lidar: Tensor) -> Tensor:
+        """Cells of both pooled maps, image first, learned positions added: (B, tokens, C)."""
+        pooled = (
+            F.adaptive_avg_pool2d(image, self.image_grid),
+            self.lidar_in(F.adaptive_avg_pool2d(lidar, self.lidar_grid)),
+        )
+        tokens = torch.cat([cells.flatten(2).transpose(1, 2) for cells in pooled], dim=1)
+        return self.dropout(tokens + self.positions)
 
 
 class FusionBlock(nn.Module):

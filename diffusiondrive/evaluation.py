@@ -23,7 +23,7 @@ from diffusiondrive.feature_cache import FeatureCache
 from diffusiondrive.features import FeatureConfig, compact_features
 from diffusiondrive.noise import scene_noise
 from diffusiondrive.planner import DiffusionDrive
-from diffusiondrive.runtime.benchmark import resolve_device
+from diffusiondrive.runtime.device import resolve_device
 from navsim_eval.errors import UserError
 from navsim_eval.evaluate import CacheOf, EvaluateConfig
 from navsim_eval.executor import usable_cores

@@ -173,7 +173,7 @@ class DiffusionDrive(nn.Module):
 
     def perceive(self, features: Mapping[str, Tensor]) -> SceneContext:
         """Features -> what the decoder looks at. Raises UserError when a feature is missing or of another size."""
-        return self.perception(*self._checked(features))
+        return self.perception(*self.checked_features(features))
 
     def propose(self, context: SceneContext, noise: Tensor, complete: bool = False) -> Chain:
         """All passes of the schedule from noise (B, M, T, 2); see `sampler.sample`."""
@@ -226,7 +226,8 @@ class DiffusionDrive(nn.Module):
             return drawn.to(self.default_noise.device)
         return self.default_noise.expand(shape)
 
-    def _checked(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def checked_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Camera, LiDAR and status. Raises UserError when one is missing or of another size."""
         backbone = self.config.backbone
         sizes = {
             "camera_feature": (backbone.image_channels, *backbone.image_size),

@@ -15,6 +15,7 @@ from rich.table import Table
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.noise import scene_noise
 from diffusiondrive.planner import DiffusionDrive
+from diffusiondrive.runtime.device import resolve_device
 from diffusiondrive.runtime.stages import planner_stages, sensor_stages
 from diffusiondrive.variants import planner_config
 from navsim_eval.config import DataConfig
@@ -160,19 +161,6 @@ def usable_scenes(config: BenchmarkConfig, features: FeatureConfig) -> list[Scen
     if not scenes:
         raise UserError(f"split {config.split}: no scene has readable sensors; first problem: {first_problem}")
     return scenes
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UserError for a device that this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device: '{name}' is none; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but torch sees no GPU; use device=cpu")
-    return device
 
 
 def precision_context(name: str, device: torch.device):

@@ -1,0 +1,81 @@
+"""The runtime: features in host memory in, a plan in host memory out, the same one on every backend."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffusiondrive.planner import DiffusionDrive
+from diffusiondrive.runtime import Runtime
+from navsim_eval.errors import UserError
+from tests.diffusiondrive.test_planner import make_features
+from tests.diffusiondrive.test_rewrites import lively_planner
+
+
+@pytest.fixture(scope="module")
+def planner() -> DiffusionDrive:
+    return lively_planner("tiny")
+
+
+def features(planner: DiffusionDrive, batch: int = 1) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in make_features(planner.config, batch).items()}
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_plan_equals_the_planners_own(planner: DiffusionDrive, backend: str) -> None:
+    runtime = Runtime(planner, backend=backend, device="cpu", auxiliary=True)
+    inputs = features(planner)
+    with torch.inference_mode():
+        expected = planner({name: torch.from_numpy(array) for name, array in inputs.items()})
+    plan = runtime.plan(inputs)
+    torch.testing.assert_close(plan.candidates, expected.candidates, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plan.trajectory, expected.trajectory, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plan.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plan.agents.states, expected.agents.states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plan.bev_semantic_map, expected.bev_semantic_map, rtol=1e-5, atol=1e-5)
+    assert plan.mode.tolist() == expected.mode.tolist() and plan.mode.dtype == torch.int64
+
+
+def test_from_pretrained_and_determinism(planner: DiffusionDrive, tmp_path) -> None:
+    runtime = Runtime.from_pretrained(planner.save_pretrained(tmp_path / "planner"), device="cpu")
+    assert runtime.warm_up(plans=2) > 0 and runtime.startup_s > 0
+    inputs = features(planner)
+    first, second = runtime.plan(inputs), runtime.plan(inputs)
+    assert torch.equal(first.candidates, second.candidates)
+    other = runtime.plan(inputs, noise=np.ones((1, *planner.noise_shape), np.float32))
+    assert not torch.equal(first.candidates, other.candidates)
+    assert first.agents is None
+
+
+def test_a_plan_is_not_overwritten_by_the_next(planner: DiffusionDrive) -> None:
+    runtime = Runtime(planner, device="cpu", batch=2)
+    first = runtime.plan(features(planner, 2))
+    kept = first.candidates.clone()
+    runtime.plan({name: array * 0.5 for name, array in features(planner, 2).items()})
+    assert torch.equal(first.candidates, kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backend": "quantum"}, "backend: 'quantum' is none of reference, eager"),
+        ({"precision": "int4"}, "precision: 'int4' is none of float32"),
+        ({"device": "tpu7"}, "device: 'tpu7'"),
+        ({"batch": 0}, "batch: 0"),
+        ({"backend": "reference", "precision": "bf16"}, "reference computes in float32"),
+    ],
+)
+def test_options_that_do_not_exist(planner: DiffusionDrive, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Runtime(planner, **({"device": "cpu"} | change))
+
+
+def test_inputs_that_do_not_fit(planner: DiffusionDrive) -> None:
+    runtime = Runtime(planner, device="cpu")
+    with pytest.raises(UserError, match="2 scenes, but this runtime was made for batch=1"):
+        runtime.plan(features(planner, 2))
+    with pytest.raises(UserError, match="noise has shape"):
+        runtime.plan(features(planner), noise=np.zeros((1, 2, 8, 2), np.float32))
+    with pytest.raises(UserError, match="'lidar_feature' is missing"):
+        runtime.plan({name: array for name, array in features(planner).items() if name != "lidar_feature"})
