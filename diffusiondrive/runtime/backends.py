@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusiondrive.planner import DiffusionDrive
-from diffusiondrive.runtime.device import HALF, float32_rule
-from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
 from navsim_eval.errors import UserError
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -38,42 +36,62 @@ class BackendOptions:
     auxiliary: bool
 
 
-class EagerBackend:
-    """A module as it is."""
+def _reference(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.torch_backends import reference
 
-    def __init__(self, program: nn.Module, options: BackendOptions):
-        self.program, self.options = program.to(options.device).eval(), options
-
-    def __call__(self, inputs: Inputs) -> Tensor:
-        device = self.options.device
-        with float32_rule(self.options.precision):
-            return self.program(*(x.to(device, non_blocking=True) for x in inputs)).cpu()
-
-
-def rewritten(planner: DiffusionDrive, options: BackendOptions) -> PlanProgram:
-    """The program in the options' precision: the backbone in half precision where asked for, channels last."""
-    program = PlanProgram(planner, options.auxiliary, HALF.get(options.precision, torch.float32))
-    return program.to(options.device, memory_format=torch.channels_last)
+    return reference(planner, options)
 
 
 def _eager(planner: DiffusionDrive, options: BackendOptions) -> Backend:
-    return EagerBackend(rewritten(planner, options), options)
+    from diffusiondrive.runtime.torch_backends import eager
+
+    return eager(planner, options)
 
 
-def _reference(planner: DiffusionDrive, options: BackendOptions) -> Backend:
-    if options.precision in HALF:
-        raise UserError(f"backend=reference computes in float32 or tf32, not in {options.precision}")
-    return EagerBackend(ReferenceProgram(planner), options)
+def _compile(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.torch_backends import compiled
+
+    return compiled(planner, options)
 
 
+def _cudagraph(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.torch_backends import captured
+
+    return captured(planner, options)
+
+
+def _compile_cudagraph(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.torch_backends import captured
+
+    return captured(planner, options, compiled=True)
+
+
+def _onnx(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.onnx_backend import OnnxBackend
+
+    return OnnxBackend(planner, options)
+
+
+def _tensorrt(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.tensorrt_backend import TensorRTBackend
+
+    return TensorRTBackend(planner, options)
+
+
+# Each imports what it needs when it is asked for.
 BACKENDS: dict[str, Callable[[DiffusionDrive, BackendOptions], Backend]] = {
     "reference": _reference,
     "eager": _eager,
+    "compile": _compile,
+    "cudagraph": _cudagraph,
+    "compile+cudagraph": _compile_cudagraph,
+    "onnx": _onnx,
+    "tensorrt": _tensorrt,
 }
 
 
-def build_backend(name: str, planner: DiffusionDrive, **options: object) -> Backend:
-    """A backend by name. Raises UserError that lists the names."""
+def build_backend(name: str, planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    """A backend by name. Raises UserError that lists the names, or says what is not installed or does not fit."""
     if name not in BACKENDS:
         raise UserError(f"backend: '{name}' is none of {', '.join(BACKENDS)}")
-    return BACKENDS[name](planner, BackendOptions(**options))  # type: ignore[arg-type]
+    return BACKENDS[name](planner, options)

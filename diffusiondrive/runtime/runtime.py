@@ -9,7 +9,8 @@ Backends, all of which compute the same plan (docs/real_time.md says which one t
     reference   the plain published computation, the yardstick of speed
     eager       the rewritten planner (program.py), operation by operation
     compile     the same through torch.compile
-    cudagraph   the same, captured once and replayed (NVIDIA GPU)
+    cudagraph   eager, captured once with its copies and replayed (NVIDIA GPU)
+    compile+cudagraph   the compiled planner, captured
     onnx        the exported graphs in onnxruntime, CPU or CUDA
     tensorrt    the exported graphs as TensorRT engines
 """
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from diffusiondrive.planner import DiffusionDrive, Plan
-from diffusiondrive.runtime.backends import Backend, build_backend
+from diffusiondrive.runtime.backends import Backend, BackendOptions, build_backend
 from diffusiondrive.runtime.device import checked_precision, resolve_device
 from diffusiondrive.runtime.program import PlanLayout
 from navsim_eval.errors import UserError
@@ -61,9 +62,8 @@ class Runtime:
         self.auxiliary = auxiliary or backend == "reference"
         self.layout = PlanLayout.of(planner.config, self.auxiliary)
         started = time.perf_counter()
-        self.backend: Backend = build_backend(
-            backend, planner, device=self.device, precision=precision, batch=batch, auxiliary=auxiliary
-        )
+        options = BackendOptions(self.device, precision, batch, auxiliary)
+        self.backend: Backend = build_backend(backend, planner, options)
         self.startup_s = time.perf_counter() - started
         self._noise = planner.default_noise.detach().cpu().float().expand(batch, *self.noise_shape).contiguous()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from diffusiondrive.planner import DiffusionDrive
-from diffusiondrive.runtime import Runtime
+from diffusiondrive.runtime import Runtime, torch_backends
+from diffusiondrive.runtime.device import float32_rule
 from navsim_eval.errors import UserError
 from tests.diffusiondrive.test_planner import make_features
 from tests.diffusiondrive.test_rewrites import lively_planner
@@ -79,3 +82,58 @@ def test_inputs_that_do_not_fit(planner: DiffusionDrive) -> None:
         runtime.plan(features(planner), noise=np.zeros((1, 2, 8, 2), np.float32))
     with pytest.raises(UserError, match="'lidar_feature' is missing"):
         runtime.plan({name: array for name, array in features(planner).items() if name != "lidar_feature"})
+
+
+def test_backends_that_need_a_gpu_or_a_package_say_so(planner: DiffusionDrive, monkeypatch) -> None:
+    for name in ("cudagraph", "compile+cudagraph"):
+        with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+            Runtime(planner, backend=name, device="cpu")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UserError, match="needs tensorrt, which is not installed"):
+        Runtime(planner, backend="tensorrt", device="cpu")
+
+
+def test_compile_without_a_compiler_says_so(planner: DiffusionDrive, monkeypatch) -> None:
+    monkeypatch.setattr(torch_backends, "CPU_COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        Runtime(planner, backend="compile", device="cpu")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_backbone_stays_close(planner: DiffusionDrive, precision: str) -> None:
+    """Geometry and the denoiser are float32, so poses keep their resolution."""
+    inputs = features(planner)
+    exact = Runtime(planner, device="cpu").plan(inputs)
+    half = Runtime(planner, precision=precision, device="cpu").plan(inputs)
+    difference = (half.candidates - exact.candidates).abs().max()
+    assert 0 < difference < 0.2 and half.candidates.dtype == torch.float32
+
+
+def test_float32_rule_is_restored() -> None:
+    before = torch.get_float32_matmul_precision()
+    with float32_rule("tf32"):
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.slow
+def test_compiled_plan(planner: DiffusionDrive, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    inputs = features(planner)
+    plan, exact = (Runtime(planner, backend=name, device="cpu").plan(inputs) for name in ("compile", "reference"))
+    torch.testing.assert_close(plan.candidates, exact.candidates, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "compile", "cudagraph", "compile+cudagraph"])
+def test_gpu_backends_give_the_plain_plan(planner: DiffusionDrive, backend: str) -> None:
+    exact = Runtime(planner, backend="reference", device="cuda")
+    runtime = Runtime(planner, backend=backend, device="cuda")
+    for seed in range(3):  # a captured graph must read its inputs anew
+        inputs = {name: t.numpy() for name, t in make_features(planner.config, 1, seed).items()}
+        noise = torch.randn(1, *planner.noise_shape)
+        plan, expected = runtime.plan(inputs, noise), exact.plan(inputs, noise)
+        torch.testing.assert_close(plan.candidates, expected.candidates, rtol=1e-4, atol=1e-4)
+        on_device = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
+        assert torch.equal(runtime.plan(on_device, noise).candidates, plan.candidates)

@@ -1,0 +1,125 @@
+"""Backends that are torch alone: operation by operation, compiled, captured in a CUDA graph."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusiondrive.planner import DiffusionDrive
+from diffusiondrive.runtime.backends import Backend, BackendOptions, Inputs
+from diffusiondrive.runtime.cache import cache_folder
+from diffusiondrive.runtime.device import HALF, float32_rule
+from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+from navsim_eval.errors import UserError
+
+CAPTURE_WARM_UPS = 3  # runs before a capture, so that libraries have chosen their algorithms and workspaces
+CPU_COMPILERS = ("g++", "clang++", "c++")
+
+
+class DirectBackend:
+    """Calls a function of tensors on the device; what `eager`, `reference` and `compile` share."""
+
+    def __init__(self, program: Callable[..., Tensor], options: BackendOptions):
+        self.program, self.options = program, options
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        device = self.options.device
+        with float32_rule(self.options.precision):
+            return self.program(*(x.to(device, non_blocking=True) for x in inputs)).cpu()
+
+
+class CapturedBackend:
+    """The whole plan as one CUDA graph: upload, backbone, both passes, choice, download.
+
+    Inputs in host memory go through pinned buffers whose addresses the graph knows; inputs already on the device are
+    copied into the graph's input buffers on the current stream.
+    """
+
+    def __init__(self, program: Callable[..., Tensor], example: Inputs, options: BackendOptions):
+        """example: inputs of the right shapes, in host memory."""
+        self.options = options
+        self.pinned = tuple(torch.empty_like(x).pin_memory().copy_(x) for x in example)
+        self.static = tuple(x.to(options.device) for x in example)
+        self.done = torch.cuda.Event()
+        with float32_rule(options.precision), torch.inference_mode():
+            stream = torch.cuda.Stream(options.device)
+            stream.wait_stream(torch.cuda.current_stream(options.device))
+            with torch.cuda.stream(stream):
+                for _ in range(CAPTURE_WARM_UPS):
+                    rows = program(*self.static)
+            torch.cuda.current_stream(options.device).wait_stream(stream)
+            self.rows = torch.empty(rows.shape, dtype=rows.dtype).pin_memory()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.rows.copy_(program(*self.static), non_blocking=True)
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        for given, pinned, static in zip(inputs, self.pinned, self.static, strict=True):
+            if given.is_cuda or given.is_pinned():
+                static.copy_(given, non_blocking=True)
+            else:
+                static.copy_(pinned.copy_(given), non_blocking=True)
+        self.graph.replay()
+        self.done.record()
+        self.done.synchronize()  # the only wait of a plan
+        return self.rows.clone()
+
+
+def reference(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    """The plain published computation, maps in torch's default layout."""
+    if options.precision in HALF:
+        raise UserError(f"backend=reference computes in float32 or tf32, not in {options.precision}")
+    return DirectBackend(ReferenceProgram(planner).to(options.device).eval(), options)
+
+
+def eager(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    return DirectBackend(rewritten(planner, options), options)
+
+
+def compiled(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    return DirectBackend(compile_program(rewritten(planner, options), options), options)
+
+
+def captured(planner: DiffusionDrive, options: BackendOptions, compiled: bool = False) -> Backend:
+    if options.device.type != "cuda":
+        raise UserError("backend=cudagraph needs an NVIDIA GPU (device=cuda); on a CPU use backend=compile or onnx")
+    program: Callable[..., Tensor] = rewritten(planner, options)
+    if compiled:
+        program = compile_program(program, options)
+    return CapturedBackend(program, example_inputs(planner, options.batch), options)
+
+
+def rewritten(planner: DiffusionDrive, options: BackendOptions) -> PlanProgram:
+    """The program in the options' precision: the backbone in half precision where asked for, maps channels last."""
+    program = PlanProgram(planner, options.auxiliary, HALF.get(options.precision, torch.float32))
+    return program.to(options.device, memory_format=torch.channels_last).eval()
+
+
+def compile_program(program: nn.Module, options: BackendOptions) -> Callable[..., Tensor]:
+    """torch.compile for fixed shapes and frozen weights. What it compiles is kept on disk for the next start.
+
+    Raises UserError where a CPU has no C++ compiler.
+    """
+    settings: dict[str, Any] = {"freezing": True}
+    if options.device.type == "cuda":
+        settings |= {"max_autotune": True, "coordinate_descent_tuning": True}
+    elif not any(map(shutil.which, (os.environ.get("CXX", ""), *CPU_COMPILERS))):
+        raise UserError("backend=compile on a CPU needs a C++ compiler (apt install g++); or take eager or onnx")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
+    return torch.compile(program, fullgraph=True, dynamic=False, options=settings)
+
+
+def example_inputs(planner: DiffusionDrive, batch: int) -> Inputs:
+    """Zeros of the right shapes, for tracing and capture."""
+    backbone = planner.config.backbone
+    return (
+        torch.zeros(batch, backbone.image_channels, *backbone.image_size),
+        torch.zeros(batch, backbone.lidar_channels, *backbone.lidar_size),
+        torch.zeros(batch, planner.config.perception.status_size),
+        torch.zeros(batch, *planner.noise_shape),
+    )
