@@ -15,6 +15,7 @@ from diffusiondrive.runtime.backends import Backend, BackendOptions, Inputs
 from diffusiondrive.runtime.cache import cache_folder
 from diffusiondrive.runtime.device import HALF, float32_rule
 from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+from diffusiondrive.runtime.winograd import use_winograd
 from navsim_eval.errors import UserError
 
 CAPTURE_WARM_UPS = 3  # runs before a capture, so that libraries have chosen their algorithms and workspaces
@@ -82,7 +83,11 @@ def eager(planner: DiffusionDrive, options: BackendOptions) -> Backend:
 
 
 def compiled(planner: DiffusionDrive, options: BackendOptions) -> Backend:
-    return DirectBackend(compile_program(rewritten(planner, options), options), options)
+    """On a CPU in float32, convolutions with many channels take Winograd's form; GPU libraries choose by themselves."""
+    program = rewritten(planner, options)
+    if options.device.type == "cpu" and options.precision not in HALF:
+        use_winograd(program.encoder)
+    return DirectBackend(compile_program(program, options), options)
 
 
 def captured(planner: DiffusionDrive, options: BackendOptions, compiled: bool = False) -> Backend:
