@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from diffusiondrive.runtime.winograd import use_winograd
 from navsim_eval.errors import UserError
 
 CAPTURE_WARM_UPS = 3  # runs before a capture, so that libraries have chosen their algorithms and workspaces
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -115,8 +117,18 @@ def compile_program(program: nn.Module, options: BackendOptions) -> Callable[...
         settings |= {"max_autotune": True, "coordinate_descent_tuning": True}
     elif not any(map(shutil.which, (os.environ.get("CXX", ""), *CPU_COMPILERS))):
         raise UserError("backend=compile on a CPU needs a C++ compiler (apt install g++); or take eager or onnx")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
+    keep_compiled_code()
     return torch.compile(program, fullgraph=True, dynamic=False, options=settings)
+
+
+def keep_compiled_code() -> None:
+    """Let torch's compiler cache outlive a reboot, unless the user has chosen a place.
+
+    Importing the compiler sets the variable to a folder in the temporary directory, which is not a choice.
+    """
+    chosen = os.environ.get(COMPILER_CACHE, "")
+    if not chosen or Path(chosen).name.startswith("torchinductor_"):
+        os.environ[COMPILER_CACHE] = str(cache_folder("inductor"))
 
 
 def example_inputs(planner: DiffusionDrive, batch: int) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -98,6 +99,16 @@ def test_compile_without_a_compiler_says_so(planner: DiffusionDrive, monkeypatch
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         Runtime(planner, backend="compile", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("", False), ("/tmp/torchinductor_somebody", False), ("/data/my_compiler_cache", True)]
+)
+def test_compiled_code_is_kept_where_it_survives(tmp_path, monkeypatch, given: str, kept: bool) -> None:
+    monkeypatch.setenv("DIFFUSIONDRIVE_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+    torch_backends.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (given if kept else str(tmp_path / "inductor"))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
