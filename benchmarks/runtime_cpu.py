@@ -38,6 +38,7 @@ from navsim_eval.files import atomic_write
 
 PROFILED_OPS = 12
 FRAMES = 4
+PAUSE_S = 0.05  # idle threads of one library spin for a while and would take a core from the next
 REFERENCE = "reference"
 
 
@@ -135,6 +136,7 @@ def take_turns(calls: dict[str, Callable[[int], object]], rounds: int) -> dict[s
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name, call in calls.items():
+            time.sleep(PAUSE_S)
             start = time.perf_counter()
             call(number)
             times[name].append((time.perf_counter() - start) * 1e3)
