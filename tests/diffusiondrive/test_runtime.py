@@ -125,6 +125,8 @@ def test_float32_rule_is_restored() -> None:
     before = torch.get_float32_matmul_precision()
     with float32_rule("tf32"):
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    with float32_rule("bf16"):
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == before
 
 
