@@ -3,7 +3,7 @@
 Same numbers as `sampler.sample` with `CascadeDecoder.denoise`, up to float32 rounding:
 
 * the value map's 3×3 convolution is evaluated at the four corners of each bilinear look-up only. Four corners are a
-  2×2 tile that depends on 4×4 cells, which is exactly the tile of Winograd's F(2×2, 3×3) (arXiv 1509.09308): 16
+  2×2 tile that depends on 4×4 cells, which is exactly the tile of Winograd's F(2×2, 3×3) (winograd.py): 16
   products a channel pair instead of 36, and 160 tiles instead of 1024;
 * scale and shift of the time modulation are constants of (layer, label), merged into the affine part of the norm
   before them;
@@ -25,12 +25,7 @@ from torch import Tensor, nn
 from diffusiondrive.decoder import ANCHORS, POSE, CascadeLayer, MapLookup, point_embedding, time_embedding
 from diffusiondrive.planner import DiffusionDrive
 from diffusiondrive.runtime.encoder import BORDER, EncodedScene
-
-# Winograd F(2×2, 3×3): output = TO_OUTPUT [(TO_PRODUCT_WEIGHT g) · (TO_PRODUCT d)], in one dimension.
-TO_PRODUCT = ((1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, -1.0, 1.0, 0.0), (0.0, 1.0, 0.0, -1.0))
-TO_PRODUCT_WEIGHT = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
-TO_OUTPUT = ((1.0, 1.0, 1.0, 0.0), (0.0, 1.0, -1.0, -1.0))
-TILE = 4
+from diffusiondrive.runtime.winograd import TILE, TO_OUTPUT, TO_PRODUCT, product_weight
 
 
 class Denoiser(nn.Module):
@@ -144,9 +139,7 @@ class CornerLookup(nn.Module):
         self.range_m = lookup.range_m
         self.point_weights, self.output = lookup.point_weights, lookup.output
         conv = lookup.value[0]
-        transform = conv.weight.new_tensor(TO_PRODUCT_WEIGHT, dtype=torch.float64)
-        product = torch.einsum("ai,bj,ocij->abco", transform, transform, conv.weight.detach().double())
-        self.register_buffer("product_weight", product.flatten(0, 1).float().contiguous())  # (16, D in, D out)
+        self.register_buffer("product_weight", product_weight(conv.weight))  # (16, D in, D out)
         self.register_buffer("bias", conv.bias.detach().clone())
         for name, matrix in (("to_product", TO_PRODUCT), ("to_output", TO_OUTPUT)):
             one = conv.weight.new_tensor(matrix)

@@ -35,9 +35,12 @@ def checked_precision(name: str) -> str:
 
 @contextmanager
 def float32_rule(precision: str) -> Iterator[None]:
-    """float32 products as they are, or rounded to TF32 on GPUs that have it; restored at the end."""
+    """float32 products as they are, or for `tf32` rounded on GPUs that can; restored at the end.
+
+    With a half-precision backbone the rest is exact: it is cheap, and it is what poses are made of.
+    """
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    exact = precision == "float32"
+    exact = precision != "tf32"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
     try:

@@ -34,7 +34,7 @@ class OnnxPlanner:
         options.log_severity_level = 3
         settings: dict[str, Any] = {}
         if device.type == "cuda":
-            settings = {"device_id": device.index or 0, "use_tf32": int(precision != "float32")}
+            settings = {"device_id": device.index or 0, "use_tf32": int(precision == "tf32")}
         self.device = (device.type, device.index or 0)
         self.encoder, self.denoiser = (
             runtime.InferenceSession(str(file), options, providers=[(provider, settings)])

@@ -35,7 +35,7 @@ class TensorRTBackend:
         self.device, self.names = options.device, PLAN + (AUXILIARY if options.auxiliary else ())
         dtype = torch.float16 if options.precision == "fp16" else torch.float32
         exported = cached_export(planner, options.batch, options.auxiliary, dtype)
-        files = build_engines(exported, tf32=options.precision != "float32")
+        files = build_engines(exported, tf32=options.precision == "tf32")
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self.engines = [runtime.deserialize_cuda_engine(file.read_bytes()) for file in files]
         self.contexts = [engine.create_execution_context() for engine in self.engines]
@@ -60,7 +60,7 @@ class TensorRTBackend:
         return torch.cat(rows, dim=1).cpu()
 
 
-def build_engines(exported: ExportedPlanner, tf32: bool = True) -> tuple[Path, Path]:
+def build_engines(exported: ExportedPlanner, tf32: bool = False) -> tuple[Path, Path]:
     """Engines of both graphs beside them, built where they are not there yet.
 
     Types are those of the graphs: half precision comes from an export in half precision, not from a builder that

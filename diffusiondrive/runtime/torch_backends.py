@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from diffusiondrive.runtime.backends import Backend, BackendOptions, Inputs
 from diffusiondrive.runtime.cache import cache_folder
 from diffusiondrive.runtime.device import HALF, float32_rule
 from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+from diffusiondrive.runtime.winograd import use_winograd
 from navsim_eval.errors import UserError
 
 CAPTURE_WARM_UPS = 3  # runs before a capture, so that libraries have chosen their algorithms and workspaces
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -82,7 +85,11 @@ def eager(planner: DiffusionDrive, options: BackendOptions) -> Backend:
 
 
 def compiled(planner: DiffusionDrive, options: BackendOptions) -> Backend:
-    return DirectBackend(compile_program(rewritten(planner, options), options), options)
+    """On a CPU in float32, convolutions with many channels take Winograd's form; GPU libraries choose by themselves."""
+    program = rewritten(planner, options)
+    if options.device.type == "cpu" and options.precision not in HALF:
+        use_winograd(program.encoder)
+    return DirectBackend(compile_program(program, options), options)
 
 
 def captured(planner: DiffusionDrive, options: BackendOptions, compiled: bool = False) -> Backend:
@@ -110,8 +117,18 @@ def compile_program(program: nn.Module, options: BackendOptions) -> Callable[...
         settings |= {"max_autotune": True, "coordinate_descent_tuning": True}
     elif not any(map(shutil.which, (os.environ.get("CXX", ""), *CPU_COMPILERS))):
         raise UserError("backend=compile on a CPU needs a C++ compiler (apt install g++); or take eager or onnx")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
+    keep_compiled_code()
     return torch.compile(program, fullgraph=True, dynamic=False, options=settings)
+
+
+def keep_compiled_code() -> None:
+    """Let torch's compiler cache outlive a reboot, unless the user has chosen a place.
+
+    Importing the compiler sets the variable to a folder in the temporary directory, which is not a choice.
+    """
+    chosen = os.environ.get(COMPILER_CACHE, "")
+    if not chosen or Path(chosen).name.startswith("torchinductor_"):
+        os.environ[COMPILER_CACHE] = str(cache_folder("inductor"))
 
 
 def example_inputs(planner: DiffusionDrive, batch: int) -> Inputs:

@@ -18,6 +18,7 @@ from diffusiondrive.runtime.denoiser import CornerLookup, Denoiser
 from diffusiondrive.runtime.encoder import BORDER, Encoder, LastFusion, QueryDecoder, fold_batch_norms
 from diffusiondrive.runtime.program import PlanLayout, PlanProgram, ReferenceProgram, pack
 from diffusiondrive.runtime.reference import ReferencePlanner, plain_attention
+from diffusiondrive.runtime.winograd import WinogradConvolution, use_winograd
 from diffusiondrive.schedule import ScheduleConfig
 from diffusiondrive.variants import city_nano, planner_config, tiny
 from tests.diffusiondrive.test_planner import make_features, make_planner
@@ -107,6 +108,27 @@ def test_convolution_at_the_corners_equals_the_value_map(seed: int, reach: float
     plain = lookup(query, points, lookup.value(plane))
     padded = F.pad(plane.permute(0, 2, 3, 1), (0, 0, BORDER, BORDER, BORDER, BORDER))
     torch.testing.assert_close(CornerLookup(lookup)(query, points, padded), plain, **EXACT)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5), st.booleans())
+@torch.inference_mode()
+def test_winograd_convolution(seed: int, rows: int, columns: int, bias: bool) -> None:
+    torch.manual_seed(seed)
+    conv, image = nn.Conv2d(5, 3, 3, padding=1, bias=bias), torch.randn(2, 5, 2 * rows, 2 * columns)
+    torch.testing.assert_close(WinogradConvolution(conv)(image), conv(image), **EXACT)
+
+
+@torch.inference_mode()
+def test_winograd_replaces_only_what_it_fits() -> None:
+    planner = lively_planner("city_nano")
+    arguments = inputs(planner, 1)
+    program, changed = PlanProgram(planner), PlanProgram(planner)
+    count = use_winograd(changed.encoder, min_channels=32)
+    convolutions = [m for m in program.encoder.modules() if isinstance(m, nn.Conv2d) and min(m.weight.shape[:2]) >= 32]
+    fitting = [m for m in convolutions if m.kernel_size == (3, 3) and m.stride == m.dilation == (1, 1)]
+    assert 0 < count == len(fitting) < len(convolutions)
+    torch.testing.assert_close(changed(*arguments), program(*arguments), **EXACT)
 
 
 @torch.inference_mode()

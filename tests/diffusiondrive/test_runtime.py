@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -100,6 +101,16 @@ def test_compile_without_a_compiler_says_so(planner: DiffusionDrive, monkeypatch
         Runtime(planner, backend="compile", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("", False), ("/tmp/torchinductor_somebody", False), ("/data/my_compiler_cache", True)]
+)
+def test_compiled_code_is_kept_where_it_survives(tmp_path, monkeypatch, given: str, kept: bool) -> None:
+    monkeypatch.setenv("DIFFUSIONDRIVE_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+    torch_backends.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (given if kept else str(tmp_path / "inductor"))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_backbone_stays_close(planner: DiffusionDrive, precision: str) -> None:
     """Geometry and the denoiser are float32, so poses keep their resolution."""
@@ -114,6 +125,8 @@ def test_float32_rule_is_restored() -> None:
     before = torch.get_float32_matmul_precision()
     with float32_rule("tf32"):
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    with float32_rule("bf16"):
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == before
 
 
