@@ -130,6 +130,9 @@ def score(
     Each trajectory is compared with the scene's reference plan only. Under `epdms_v2`, trajectory k of all scenes is
     one planner: extended comfort pairs it with itself in the preceding scene of its log, where that is among the S.
     A trajectory with NaN or infinite numbers is marked invalid. Raises UserError for wrong shapes or caches.
+
+    As a reward, prepare every scene once and keep it; N samples of each of S scenes then get the rewards (S, N)
+        score(prepared, samples, metric).columns["score"].reshape(S, N)
     """
     trajectories = _checked_trajectories(metric_caches, trajectories, metric)
     scenes = [cache if isinstance(cache, PreparedScene) else prepare(cache) for cache in metric_caches]
