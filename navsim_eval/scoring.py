@@ -149,6 +149,9 @@ def score(
     one planner: extended comfort pairs it with itself in the preceding scene of its log, where that is among the S.
     Synthetic scenes are not paired, and no human was there whose faults could be forgiven.
     A trajectory with NaN or infinite numbers is marked invalid. Raises UserError for wrong shapes or caches.
+
+    As a reward, prepare every scene once and keep it; N samples of each of S scenes then get the rewards (S, N)
+        score(prepared, samples, metric).columns["score"].reshape(S, N)
     """
     trajectories = _checked_trajectories(metric_caches, trajectories, metric)
     check_traffic(traffic, base_metric(metric))

@@ -127,7 +127,7 @@ def _contacts_at(ego: Footprints, boxes: Boxes, lead: int, dt: float) -> tuple[T
     shift = lead * dt * ego.speed[..., :steps]
     center_x = ego.center_x[..., :steps] + shift * ego.cos[..., :steps]
     center_y = ego.center_y[..., :steps] + shift * ego.sin[..., :steps]
-    scene, time, proposal, item = _candidates(center_x, center_y, boxes, lead)
+    scene, time, proposal, item = candidates(center_x, center_y, boxes, lead)
 
     own, box = ego.at(scene, proposal, time), boxes.at(scene, time + lead, item)
     away_x, away_y = box.x - own.x, box.y - own.y
@@ -144,7 +144,7 @@ def _contacts_at(ego: Footprints, boxes: Boxes, lead: int, dt: float) -> tuple[T
     return tuple(torch.index_select(column, 0, chosen) for column in found)
 
 
-def _candidates(center_x: Tensor, center_y: Tensor, boxes: Boxes, lead: int) -> tuple[Tensor, ...]:
+def candidates(center_x: Tensor, center_y: Tensor, boxes: Boxes, lead: int) -> tuple[Tensor, ...]:
     """Scene, time, proposal, object (M,) where circles around ego (S, P, T) and object, `lead` steps later, overlap."""
     x, y = center_x.transpose(1, 2), center_y.transpose(1, 2)
     object_x, object_y = (value[:, lead : lead + x.shape[1]] for value in (boxes.x, boxes.y))

@@ -54,7 +54,7 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 def principal_angle(angle: Tensor) -> Tensor:
     """Angle(s) in [-pi, pi); those that are there already stay as they are."""
-    turns = torch.add(angle.new_tensor(0.5), angle, alpha=0.5 / np.pi).floor_()
+    turns = torch.add(angle.new_full((), 0.5), angle, alpha=0.5 / np.pi).floor_()
     return torch.sub(angle, turns, alpha=2.0 * np.pi)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import navsim_eval
+from navsim_eval import scoring
 from navsim_eval.errors import UserError
 from navsim_eval.geometry import to_global
 from navsim_eval.metrics.aggregate import table_columns
@@ -130,6 +131,19 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(metric: str, seed: in
         for proposal in {0, count - 1}:
             alone = score([streets[scene]], drives[scene : scene + 1, proposal : proposal + 1], metric).columns
             assert_same(alone, {name: values[scene * count + proposal][None] for name, values in together.items()})
+
+
+@METRICS
+def test_the_size_of_chunks_and_repeated_use_of_prepared_scenes_change_no_bit(metric: str, monkeypatch) -> None:
+    """What a training loop does: prepare once, score again and again, alone or among others."""
+    kept = [prepare(busy_street(seed, metric, objects=2 * seed + 1)) for seed in range(5)]
+    drives = np.stack([plans(seed, 7) for seed in range(5)])
+    whole = score(kept, drives, metric).columns
+    rewards = whole["score"].reshape(5, 7)
+    monkeypatch.setitem(scoring._ROWS_AT_ONCE, "cpu", 10)  # one scene at a time
+    assert_same(score(kept, drives, metric).columns, whole, atol=1e-12)
+    again = np.stack([score(kept, drives[:, k : k + 1], metric).columns["score"] for k in range(7)], axis=1)
+    np.testing.assert_allclose(again, rewards, rtol=0, atol=1e-12)
 
 
 @METRICS
