@@ -20,7 +20,7 @@ demo: setup ## city → caches → anchors → training → PDMS → latency →
 	$(BIN)/python tools/demo.py
 
 test: setup ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## ruff
 	$(BIN)/python -m ruff check .

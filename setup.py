@@ -28,7 +28,7 @@ EXTRAS = {
     "parquet": ["pyarrow>=15"],
     "ray": ["ray>=2.35"],
     "mm": ["mmengine-lite>=0.10.5", "mmcv-lite==2.2.0"],
-    "dev": ["pytest>=8.2", "hypothesis>=6.100", "ruff>=0.6"],
+    "dev": ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6"],
 }
 
 setup(
