@@ -160,7 +160,8 @@ def test_a_plan_that_spans_two_drives_is_thrown_away():
 def test_odometry_that_jumps_is_not_believed_and_comes_back():
     deliveries = drive(8)
     seen = deliveries[3].observation
-    deliveries[3] = replace(deliveries[3], observation=replace(seen, ego_pose=seen.ego_pose + np.array([0.0, 2.0, 0.0])))
+    jumped = replace(seen, ego_pose=seen.ego_pose + np.array([0.0, 2.0, 0.0]))
+    deliveries[3] = replace(deliveries[3], observation=jumped)
     for k in (3, 4):  # and nothing can be planned meanwhile
         deliveries[k] = replace(
             deliveries[k], observation=replace(deliveries[k].observation, cameras=(None,) * 3), fault="x"
@@ -176,7 +177,8 @@ def test_a_pose_that_moved_for_good_is_believed_again():
     deliveries = drive(14)
     for k in range(4, 14):
         seen = deliveries[k].observation
-        deliveries[k] = replace(deliveries[k], observation=replace(seen, ego_pose=seen.ego_pose + np.array([0.0, 50.0, 0.0])))
+        jumped = replace(seen, ego_pose=seen.ego_pose + np.array([0.0, 50.0, 0.0]))
+        deliveries[k] = replace(deliveries[k], observation=jumped)
     reports, _ = run(deliveries)
     assert all(r.status == FRESH for r in reports)
     assert [bool(r.warnings) for r in reports] == [False] * 4 + [True] * 5 + [False] * 5
