@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusiondrive.runtime import Runtime
 from diffusiondrive.runtime.benchmark import load
+from diffusiondrive.runtime.onnx_backend import OnnxBackend, OnnxPlanner, cached_export
 from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
 from diffusiondrive.runtime.runtime import random_features
 from diffusiondrive.runtime.torch_backends import example_inputs
@@ -106,7 +108,7 @@ def main(config: RuntimeCpuConfig) -> None:
             "matrix product 1024": float(product.gflop / times["product"].min() * 1e3),
         },
         "backends": rows,
-        "profile_ms": {name: profile_ops(runtimes[name], frames) for name in runtimes if name != "onnx"},
+        "profile_ms": {name: profile_ops(runtime, frames) for name, runtime in runtimes.items()},
         "environment": describe_environment(),
     }
     atomic_write(config.output, json.dumps(result, indent=1) + "\n")
@@ -152,14 +154,26 @@ def count_gflop(program: nn.Module, arguments: tuple[torch.Tensor, ...]) -> floa
 
 def profile_ops(runtime: Runtime, frames: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """Milliseconds a plan of the operators that take longest (their own time), and of the rest."""
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    if isinstance(runtime.backend, OnnxBackend):
+        milliseconds = onnx_times(runtime, frames)
+    else:
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            for frame in frames:
+                runtime.plan(frame)
+        milliseconds = {op.key: op.self_cpu_time_total / 1e3 for op in recorded.key_averages()}
+    ranked = sorted(milliseconds.items(), key=lambda item: -item[1])
+    top = dict(ranked[:PROFILED_OPS]) | {"rest": sum(value for _, value in ranked[PROFILED_OPS:])}
+    return {name: round(value / len(frames), 2) for name, value in top.items()}
+
+
+def onnx_times(runtime: Runtime, frames: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The same graphs with onnxruntime's own profiler, one plan a frame."""
+    exported = cached_export(runtime.planner, runtime.batch, runtime.auxiliary, torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = OnnxPlanner(exported, runtime.device, profile=f"{folder}/trace")
         for frame in frames:
-            runtime.plan(frame)
-    ops = sorted(recorded.key_averages(), key=lambda op: -op.self_cpu_time_total)
-    milliseconds = {op.key: op.self_cpu_time_total / 1e3 / len(frames) for op in ops}
-    top = dict(list(milliseconds.items())[:PROFILED_OPS])
-    top["rest"] = sum(milliseconds.values()) - sum(top.values())
-    return {name: round(value, 2) for name, value in top.items()}
+            graphs({name: tensor.numpy() for name, tensor in frame.items()})
+        return graphs.operator_times()
 
 
 def show(rows: dict[str, dict[str, float]], rate: float) -> None:

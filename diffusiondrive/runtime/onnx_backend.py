@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,18 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class OnnxPlanner:
     """Both sessions of an export. Runs on arrays; intermediate tensors stay on the session's device."""
 
-    def __init__(self, exported: ExportedPlanner, device: torch.device, precision: str = "float32", threads: int = 0):
-        """threads: of a CPU (0: as torch). Raises UserError without onnxruntime or its provider for the device."""
+    def __init__(
+        self,
+        exported: ExportedPlanner,
+        device: torch.device,
+        precision: str = "float32",
+        threads: int = 0,
+        profile: str = "",
+    ):
+        """threads: of a CPU (0: as torch); profile: prefix of onnxruntime's traces (see `operator_times`), or none.
+
+        Raises UserError without onnxruntime or its provider for the device.
+        """
         runtime = require("onnxruntime", "backend=onnx")
         provider = PROVIDERS[device.type]
         if provider not in runtime.get_available_providers():
@@ -32,14 +43,16 @@ class OnnxPlanner:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
+        options.enable_profiling = bool(profile)
         settings: dict[str, Any] = {}
         if device.type == "cuda":
             settings = {"device_id": device.index or 0, "use_tf32": int(precision == "tf32")}
         self.device = (device.type, device.index or 0)
-        self.encoder, self.denoiser = (
-            runtime.InferenceSession(str(file), options, providers=[(provider, settings)])
-            for file in (exported.encoder, exported.denoiser)
-        )
+        sessions = []
+        for file in (exported.encoder, exported.denoiser):
+            options.profile_file_prefix = f"{profile}-{file.stem}"
+            sessions.append(runtime.InferenceSession(str(file), options, providers=[(provider, settings)]))
+        self.encoder, self.denoiser = sessions
         self.defaults = exported.defaults()
 
     def __call__(self, features: Mapping[str, np.ndarray], **chain: np.ndarray) -> dict[str, np.ndarray]:
@@ -61,6 +74,19 @@ class OnnxPlanner:
         self.denoiser.run_with_iobinding(denoise)
         plan = dict(zip(PLAN, denoise.copy_outputs_to_cpu(), strict=True))
         return plan | {name: value.numpy() for name, value in encoded.items() if name not in SCENE}
+
+
+    def operator_times(self) -> dict[str, float]:
+        """Milliseconds of each operator type since the start, from both traces; ends profiling, removes them."""
+        total: dict[str, float] = {}
+        for session in (self.encoder, self.denoiser):
+            file = Path(session.end_profiling())
+            for event in json.loads(file.read_text()):
+                if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                    name = event["args"]["op_name"]
+                    total[name] = total.get(name, 0.0) + event["dur"] / 1e3
+            file.unlink()
+        return total
 
 
 class OnnxBackend:

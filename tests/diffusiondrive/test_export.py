@@ -72,6 +72,14 @@ def test_labels_are_an_input_too(planner, exported) -> None:
     assert np.abs(graphs(features)["candidates"] - plan["candidates"]).max() > 1e-3
 
 
+def test_operator_times_of_both_graphs(planner, exported, tmp_path) -> None:
+    graphs = OnnxPlanner(exported, torch.device("cpu"), profile=str(tmp_path / "trace"))
+    graphs({name: tensor.numpy() for name, tensor in make_features(planner.config, 1).items()})
+    times = graphs.operator_times()
+    assert {"Conv", "Gather", "MatMul"} <= set(times) and all(value >= 0 for value in times.values())
+    assert not list(tmp_path.iterdir())
+
+
 def test_graphs_state_fixed_shapes_and_hold_no_grid_sample(planner, exported) -> None:
     for file in (exported.encoder, exported.denoiser):
         model = onnx.load(str(file))
