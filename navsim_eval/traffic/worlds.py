@@ -93,12 +93,12 @@ def judge_in_own_worlds(
 
     footprints = Footprints.of(states)
     flags = area_flags(locate(footprints, batch.areas.polygons), batch.areas)
-    ego, areas = (_by_world(item, count) for item in (footprints, flags))
+    ego, flags = (_by_world(item, count) for item in (footprints, flags))
+    areas = _SharedAreas(batch, torch.from_numpy(scene_of).to(states.device))
     contacts = find_contacts(ego, boxes, LEADS, SIMULATION_DT)
-    collisions, first_collision = no_at_fault_collisions(contacts, ego, boxes, areas)
-    shared = _SharedAreas(batch, torch.from_numpy(scene_of).to(states.device))
+    collisions, first_collision = no_at_fault_collisions(contacts, ego, boxes, flags, areas)
     time_to_collision, first_violation = time_to_collision_within_bound(
-        contacts, ego, boxes, areas, shared, last_ttc_index
+        contacts, ego, boxes, flags, areas, last_ttc_index
     )
     values = {
         "no_at_fault_collisions": collisions,
@@ -124,11 +124,12 @@ class _SharedAreas:
 
     def __init__(self, batch: SceneBatch, scene_of: Tensor):
         self._polygons, self._scene_of = batch.areas.polygons, scene_of
+        self.lanes = batch.areas.lanes[:, scene_of]
         self.intersections = batch.areas.intersections[:, scene_of]
         self.polygons = self
 
-    def locate(self, world: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return self._polygons.locate(self._scene_of[world], x, y)
+    def locate(self, lookup: str, world: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return self._polygons.locate(lookup, self._scene_of[world], x, y)
 
 
 def world_boxes(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_eval import score_file, selfcheck
+from navsim_eval import score_scenes, selfcheck
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
@@ -103,7 +103,7 @@ def test_job_size_and_processes_do_not_change_scores(world, dataset, tmp_path, m
     caches = MetricCaches(world.data, dataset, metric, tmp_path)
     caches.build(workers=1)
     [whole] = score_predictions([predictions], caches, workers=1)
-    monkeypatch.setattr(score_file, "_SCENES_PER_JOB", 2)
+    monkeypatch.setattr(score_scenes, "_SCENES_PER_JOB", 2)
     [pieces] = score_predictions([predictions], caches, workers=2 if metric == "epdms_v2" else 1)
     for name, values in whole.columns.items():
         np.testing.assert_array_equal(values, pieces.columns[name])

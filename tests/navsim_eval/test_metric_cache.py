@@ -175,7 +175,8 @@ def test_golden_caches_come_back_the_same_and_stay_small() -> None:
             cache = build_metric_cache(golden.scene, golden.road_map, metric)
             arrays = to_arrays(cache)
             assert_same(cache, from_arrays(arrays))
-            assert len(pack(arrays, DEFLATED)) < 50_000, golden.name
+            lanes_of_vehicles = 0 if cache.traffic is None else 10_000  # what reactive traffic needs
+            assert len(pack(arrays, DEFLATED)) < 50_000 + lanes_of_vehicles, golden.name
 
 
 @needs_golden

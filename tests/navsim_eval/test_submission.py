@@ -165,7 +165,7 @@ def test_what_is_not_a_submission_is_refused(tmp_path, capsys, content, complain
     "item, complaint",
     [
         (Trajectory([[1, 2, 3]]), "array of floats"),
-        (Trajectory(np.array([None, 3], object)), "array of floats"),
+        (Trajectory(np.arange(24).reshape(8, 3)), "array of floats"),
         (Trajectory(np.zeros((8, 3)), None), "TrajectorySampling"),
         (Trajectory(np.zeros((8, 3)), TrajectorySampling("8", 4, 0.5)), "num_poses"),
     ],
@@ -175,6 +175,13 @@ def test_odd_trajectories_are_named(tmp_path, devkit, item, complaint):
     with pytest.raises(DataError, match=complaint) as error:
         read_submission(tmp_path / "s.pkl")
     assert "predictions.token7" in str(error.value)
+
+
+def test_an_array_of_objects_is_not_even_read(tmp_path, devkit):
+    content = {"predictions": [{"token7": Trajectory(np.array([None, 3], object))}]}
+    (tmp_path / "s.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match="array of Python objects"):
+        read_submission(tmp_path / "s.pkl")
 
 
 @pytest.mark.parametrize("length", [0, 1, 40, 400])

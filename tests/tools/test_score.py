@@ -121,7 +121,7 @@ def test_processes_and_one_process_agree(plans, world, tmp_path) -> None:
 def test_pairs_across_jobs_are_not_lost(plans, world, monkeypatch, tmp_path) -> None:
     config = ScoreConfig(world.data, str(plans), SPLIT, "epdms_v2", output=str(tmp_path / "a.csv"), workers=1)
     whole = score_file(config).table.columns["two_frame_extended_comfort"]
-    monkeypatch.setattr("navsim_eval.score_file._SCENES_PER_JOB", 1)
+    monkeypatch.setattr("navsim_eval.score_scenes._SCENES_PER_JOB", 1)
     np.testing.assert_array_equal(score_file(config).table.columns["two_frame_extended_comfort"], whole)
 
 
