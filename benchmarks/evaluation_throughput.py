@@ -42,11 +42,12 @@ from navsim_eval.command_line import run_tool
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
-from navsim_eval.evaluate import EvaluateConfig, evaluate, infer
+from navsim_eval.evaluate import EvaluateConfig, evaluate
 from navsim_eval.executor import run_jobs, usable_cores
 from navsim_eval.files import atomic_write
 from navsim_eval.formats.logs import read_log, write_log
 from navsim_eval.formats.maps import MapStore
+from navsim_eval.infer import infer
 
 SPLIT = "repeated"
 SAMPLE_S = 0.5

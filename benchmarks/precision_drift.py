@@ -30,8 +30,9 @@ from navsim_eval.command_line import run_tool
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
-from navsim_eval.evaluate import infer, score_predictions
+from navsim_eval.evaluate import score_predictions
 from navsim_eval.files import atomic_write
+from navsim_eval.infer import infer
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.planners import Plans
 from navsim_eval.predictions import Predictions

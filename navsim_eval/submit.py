@@ -19,7 +19,7 @@ import numpy as np
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
-from navsim_eval.evaluate import EvaluateConfig, PlannerFactory, Progress, baseline, infer, silent
+from navsim_eval.evaluate import EvaluateConfig, PlannerFactory, Progress, baseline, silent
 from navsim_eval.formats.splits import Split, find_split
 from navsim_eval.formats.submission import (
     LAYOUTS,
@@ -30,6 +30,7 @@ from navsim_eval.formats.submission import (
     write_submission,
 )
 from navsim_eval.formats.synthetic import read_synthetic_scene, select_synthetic_scenes
+from navsim_eval.infer import infer
 from navsim_eval.predictions import Predictions
 from navsim_eval.scene import Scene
 

@@ -14,8 +14,9 @@ from navsim_eval import score_scenes, selfcheck
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.evaluate import EvaluateConfig, evaluate, infer, score_predictions
+from navsim_eval.evaluate import EvaluateConfig, evaluate, score_predictions
 from navsim_eval.formats.maps import MapStore
+from navsim_eval.infer import infer
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.pdm.cache import build_metric_cache
 from navsim_eval.planners import Plans, make_baseline
