@@ -32,6 +32,7 @@ class DemoConfig:
     """What the demo makes, trains and compares.
 
     scenes:      training scenes of the synthetic city (a fifth of that for the test city, a tenth for validation)
+    width:       of the camera images [px]; the small planner sees a strip of 256, so small images cost it nothing
     epochs:      of the live training of the small planner
     checkpoint:  a finished planner that is evaluated beside the one trained live, where its folder exists
     fresh:       forget what an earlier demo finished
@@ -41,7 +42,8 @@ class DemoConfig:
     output_dir: str = "outputs/demo"
     checkpoint: str = "checkpoints/city_nano"
     scenes: int = 600
-    epochs: int = 20
+    width: int = 480
+    epochs: int = 16
     seed: int = 0
     fresh: bool = False
 
@@ -69,7 +71,9 @@ def steps(config: DemoConfig) -> list[Step]:
     def tool(name: str, *arguments: str) -> tuple[str, ...]:
         return (f"tools/{name}.py", *where, *arguments)
 
-    city = tool("make_city", f"city.scenes={config.scenes}", f"city.seed={config.seed}")
+    city = tool(
+        "make_city", f"city.scenes={config.scenes}", f"city.width={config.width}", f"city.seed={config.seed}"
+    )
     metrics = ("kind=metrics", f"output_dir={cache}")
     train = tool(
         "train",
@@ -79,6 +83,7 @@ def steps(config: DemoConfig) -> list[Step]:
         f"val_metrics={cache / 'val' / 'pdms_v1'}",
         f"anchors={out / 'anchors' / 'anchors.npy'}",
         f"trainer.epochs={config.epochs}",
+        "trainer.validate_every_epochs=4",
         f"output_dir={out / 'train'}",
         f"seed={config.seed}",
         *_processes(),
@@ -159,7 +164,8 @@ def collect(out: Path, done: dict[str, Any]) -> dict[str, Any]:
 
 def _finished(path: Path, config: DemoConfig) -> dict[str, Any]:
     """Steps that an earlier demo with the same settings finished."""
-    settings = {"scenes": config.scenes, "epochs": config.epochs, "seed": config.seed, "root": config.data.root}
+    settings = {name: getattr(config, name) for name in ("scenes", "width", "epochs", "seed")}
+    settings["root"] = config.data.root
     fresh = {"settings": settings, "seconds": {}}
     if config.fresh or not path.is_file():
         return fresh
