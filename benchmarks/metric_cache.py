@@ -25,7 +25,7 @@ from navsim_eval.environment import describe_environment
 from navsim_eval.files import atomic_write
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.metric_caches import DEFLATED
-from navsim_eval.metrics.aggregate import METRICS
+from navsim_eval.metrics.aggregate import WEIGHTS
 from navsim_eval.metrics.scene_batch import prepare
 from navsim_eval.pdm.cache import build_metric_cache, from_arrays, to_arrays
 from navsim_eval.shards import pack, unpack
@@ -49,7 +49,7 @@ def main(config: MetricCacheBenchmarkConfig) -> None:
     maps = MapStore(config.data.maps, config.data.map_version)
     for scene in (dataset[token] for token in dataset.tokens):  # maps and lane graphs are read once per process
         build_metric_cache(scene, maps.get(scene.map_name))
-    results = {metric: measure(metric, dataset, maps) for metric in METRICS}
+    results = {metric: measure(metric, dataset, maps) for metric in WEIGHTS}
     result = {
         "split": config.split,
         "scenes": len(dataset),

@@ -35,7 +35,7 @@ from navsim_eval.environment import describe_environment
 from navsim_eval.files import atomic_write
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.metrics import areas, footprint, polygons, scene_batch, time_to_collision
-from navsim_eval.metrics.aggregate import METRICS
+from navsim_eval.metrics.aggregate import WEIGHTS
 from navsim_eval.metrics.scene_batch import PreparedScene, SceneBatch
 from navsim_eval.pdm import dynamics
 from navsim_eval.pdm.cache import build_metric_cache
@@ -65,7 +65,7 @@ class ThroughputConfig:
 
 
 def main(config: ThroughputConfig) -> None:
-    results = {metric: measure_metric(metric, config) for metric in METRICS}
+    results = {metric: measure_metric(metric, config) for metric in WEIGHTS}
     result = {
         "split": config.split,
         "device": config.device,
