@@ -43,8 +43,8 @@ class DistrictJob:
 def make_district(job: DistrictJob) -> dict[str, Any]:
     """Make a district, unless its folder holds it already.
 
-    Returns {quota, folder, scenes, logs: {name: {scenes, sha256}}}; fewer scenes than the quota where the traffic
-    offers no more.
+    Returns {quota, folder, scenes, logs: {name: {scenes, start, sha256}}}, start: global x, y of the first scene [m];
+    fewer scenes than the quota where the traffic offers no more.
     """
     mark = job.folder / "done.json"
     if mark.is_file() and (result := json.loads(mark.read_text()))["quota"] == job.quota:
@@ -71,7 +71,8 @@ def make_district(job: DistrictJob) -> dict[str, Any]:
             raise ValueError(f"two logs are named {name}")
         frames = [with_sensors(frame, *job.image_size) for frame in run_frames(recorder, road_map, run, name)]
         path = write_log(job.folder / "logs" / f"{name}.pkl", frames, vehicle_name=name.split("_")[1])
-        logs[name] = {"scenes": run.count, "sha256": sha256(path)}
+        start = frames[HISTORY_FRAMES].ego_pose[:2].round(1).tolist()
+        logs[name] = {"scenes": run.count, "start": start, "sha256": sha256(path)}
     scenes = sum(log["scenes"] for log in logs.values())
     result = {"quota": job.quota, "folder": str(job.folder), "scenes": scenes, "logs": logs}
     atomic_write(mark, json.dumps(result))

@@ -9,7 +9,7 @@ Coordinates: global (UTM) metres. Texel (row, column) of a tile covers [x0 + col
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ import numpy as np
 import shapely
 
 from navsim_eval.city.approaches import ROAD_LAYERS, Approaches
-from navsim_eval.city.canvas import Canvas
+from navsim_eval.city.canvas import Canvas, Rings, polygon_rings
 from navsim_eval.city.markings import BAR_M, Markings, rows_near
 from navsim_eval.city.textures import noise
 from navsim_eval.formats.maps import RoadMap
@@ -71,6 +71,7 @@ class GroundPainter:
         self._seed = seed
         self._shadows = shadows
         self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self._rings: dict[str, dict[int, list[Rings]]] = defaultdict(dict)  # layer → row → its polygons
 
     def window(self, level: int, x: float, y: float) -> Window:
         """A fresh copy of the ground around (x, y), which is at most half a texel from the window's centre."""
@@ -118,8 +119,7 @@ class GroundPainter:
         walkways = self._polygons("walkways", canvas)
         canvas.fill(raised, walkways)
         if canvas.texel < _CURB_STONE_M:
-            rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(walkways)]
-            canvas.stroke(curb, rings, 2.0 * _CURB_STONE_M)
+            canvas.stroke(curb, [ring for rings in walkways for ring in rings], 2.0 * _CURB_STONE_M)
         canvas.fill(parking, self._polygons("carpark_areas", canvas))
         for layer in ROAD_LAYERS:
             canvas.fill(road, self._polygons(layer, canvas))
@@ -142,12 +142,12 @@ class GroundPainter:
         return white, yellow
 
     def _zebra(self, white: np.ndarray, canvas: Canvas, polygon: shapely.Geometry, bars: np.ndarray) -> None:
-        inside = canvas.blank()
+        inside, rings = canvas.blank(), polygon_rings(polygon)
         if BAR_M < 2.0 * canvas.texel:  # too fine to tell bars from gaps
-            canvas.fill(inside, [polygon], 128)
+            canvas.fill(inside, rings, 128)
         else:
             striped = canvas.blank()
-            canvas.fill(inside, [polygon])
+            canvas.fill(inside, rings)
             canvas.fill_rings(striped, bars)
             inside = cv2.min(inside, striped)
         cv2.max(white, inside, dst=white)
@@ -160,9 +160,13 @@ class GroundPainter:
             lit = 255 - cv2.multiply(mask, np.full_like(mask, 255), scale=_SHADE / 255.0)
             cv2.multiply(colors, cv2.cvtColor(lit, cv2.COLOR_GRAY2RGB), dst=colors, scale=1.0 / 255.0)
 
-    def _polygons(self, layer_name: str, canvas: Canvas) -> np.ndarray:
-        layer = self._map.layer(layer_name)
-        return layer.geometries[rows_near(layer, canvas.bounds)]
+    def _polygons(self, layer_name: str, canvas: Canvas) -> list[Rings]:
+        layer, known = self._map.layer(layer_name), self._rings[layer_name]
+        rows = rows_near(layer, canvas.bounds)
+        for row in rows:
+            if row not in known:
+                known[row] = polygon_rings(layer.geometries[row])
+        return [rings for row in rows for rings in known[row]]
 
 
 def _pieces(start: int) -> list[tuple[int, slice, slice]]:

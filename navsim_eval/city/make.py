@@ -27,7 +27,7 @@ from navsim_eval.formats.geopackage import list_layers, read_layer, read_meta, w
 from navsim_eval.formats.maps import DEFAULT_VERSION_FILE
 from navsim_eval.formats.splits import CITY_MANIFEST
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCENES_PER_DISTRICT = 60
 MIN_SCENES_PER_DISTRICT = 30  # small splits still mix styles of streets
 MAX_EXTRA_DISTRICTS = 8
@@ -36,9 +36,8 @@ _STYLE_ORDER = {
     "val": ("irregular", "arterial", "grid", "ring"),
     "test": ("arterial", "grid", "irregular", "ring"),
 }
-
-
-LOGS_TOGETHER = 8  # neighbours in time and place go to one renderer, which has their streets ready
+LOGS_TOGETHER = 16  # neighbours go to one renderer, which has their streets ready
+_STRIP_M = 128.0  # width of the strips in which logs are put in order, up one and down the next
 
 
 @dataclass
@@ -132,7 +131,7 @@ def make_city(
         report.scenes[split], report.logs[split] = entry["scenes"], len(entry["logs"])
     if config.sensors != "none":
         job = RenderLog(root, maps, config.sensors, config.image_size, config.seed, config.whole_logs)
-        logs = [(split, name) for split in config.splits for name in manifest.content["splits"][split]["logs"]]
+        logs = [(split, name) for split in config.splits for name in _neighbours(manifest.content["splits"][split])]
         report.rendered = _render(job, logs, workers, progress)
     report.seconds["sensors"] = perf_counter() - begun
     return report
@@ -255,6 +254,17 @@ def _collect_logs(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, 
         for name in result["logs"]:
             atomic_write(folder / f"{name}.pkl", (Path(result["folder"]) / "logs" / f"{name}.pkl").read_bytes())
     return dict(sorted(logs.items()))
+
+
+def _neighbours(split: dict[str, Any]) -> list[str]:
+    """Names of a split's logs, such that those which start near each other follow each other."""
+
+    def place(name: str) -> tuple[int, float]:
+        x, y = split["logs"][name]["start"]
+        strip = int(x // _STRIP_M)
+        return strip, y if strip % 2 else -y
+
+    return sorted(split["logs"], key=place)
 
 
 def _render(job: RenderLog, logs: Sequence[tuple[str, str]], workers: int, progress: Progress | None) -> dict[str, int]:

@@ -80,7 +80,7 @@ def stop_sign() -> Mesh:
     return meshes.merge(parts)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.cache
 def tree(kind: int, tone: int, seed: int, coarse: bool) -> Mesh:
     """A tree of height 1: round, oval or conical crown of leaf clumps on a trunk; fewer of them where `coarse`."""
     rng = np.random.default_rng([kind, tone, seed, 5])

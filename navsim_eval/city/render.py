@@ -70,6 +70,7 @@ class Renderer:
         self._ground_height = float(ground_height)
         self._views: OrderedDict[tuple, tuple[View, Backdrop]] = OrderedDict()
         self._regions: OrderedDict[tuple[int, int], _Region] = OrderedDict()
+        self._staged: tuple[Frame, frozenset[str], _Stage] | None = None
 
     def render(
         self,
@@ -91,9 +92,12 @@ class Renderer:
         colors = stage.region.solid.hazy_colors(eye), stage.traffic.hazy_colors(eye)
         return {name: self._image(frame.cameras[name], size, stage, windows, colors) for name in cameras}
 
-    def point_cloud(self, frame: Frame) -> np.ndarray:
-        """(6, N) float32 x, y, z [m, ego frame], intensity 0 to 255, ring, lidar id of the merged sweep."""
-        stage = self._stage(frame, frozenset())
+    def point_cloud(self, frame: Frame, braking: Collection[str] = frozenset()) -> np.ndarray:
+        """(6, N) float32 x, y, z [m, ego frame], intensity 0 to 255, ring, lidar id of the merged sweep.
+
+        Cheaper right after `render` of the same frame with the same `braking`.
+        """
+        stage = self._stage(frame, frozenset(braking))
         rays = lidar.beams()
         origins, directions = stage.to_local(rays.origins), stage.rotate(rays.directions)
         distance, brightness = self._ground_returns(stage, origins, directions)
@@ -111,6 +115,11 @@ class Renderer:
     # --- what is on the stage in one frame ---
 
     def _stage(self, frame: Frame, braking: frozenset[str]) -> _Stage:
+        if self._staged is None or self._staged[0] is not frame or self._staged[1] != braking:
+            self._staged = frame, braking, self._set_up(frame, braking)
+        return self._staged[2]
+
+    def _set_up(self, frame: Frame, braking: frozenset[str]) -> _Stage:
         square = np.floor(frame.ego_pose[:2] / SQUARE_M).astype(int)
         origin = square * SQUARE_M
         pieces = self._objects(frame, braking, origin) + self._signals(frame, origin)

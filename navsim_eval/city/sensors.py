@@ -77,12 +77,12 @@ class RenderLog:
         if not cameras and cloud.is_file():
             return False
         road_map, renderer = self._renderer(split)
+        braking = braking_tracks(before, frame, road_map)
         if cameras:
-            braking = braking_tracks(before, frame, road_map)
             for name, image in renderer.render(frame, cameras, self.image_size, braking).items():
                 write_image(folder / frame.cameras[name].path, image)
         if not cloud.is_file():
-            write_point_cloud(cloud, renderer.point_cloud(frame))
+            write_point_cloud(cloud, renderer.point_cloud(frame, braking))
         return True
 
 

@@ -142,10 +142,16 @@ def signal_mesh(signal: Signal, is_red: bool | None, origin: np.ndarray) -> Mesh
         arm = meshes.box((0.0, -0.06, mast - 0.12), (max(float(np.hypot(*across)), 0.1) + 0.3, 0.06, mast))
         steel = meshes.merge([meshes.flat_mesh(p[0], p[1], _STEEL, p[2]) for p in (pole, arm)])
         parts.append(meshes.transform(steel, foot, float(np.arctan2(across[1], across[0]))))
-    # The head is drawn looking back along -x, towards the traffic.
+    parts.append(meshes.transform(_head(is_red), head, signal.facing, height))
+    return meshes.merge(parts)
+
+
+@functools.cache
+def _head(is_red: bool | None) -> Mesh:
+    """Housing, board and three lamps around the origin, shown towards -x: to traffic that drives along +x."""
     housing = meshes.box((-0.14, -0.24, -0.66), (0.14, 0.24, 0.66))
     board = meshes.box((0.10, -0.33, -0.76), (0.13, 0.33, 0.76))
-    local = [
+    parts = [
         meshes.flat_mesh(housing[0], housing[1], (34, 36, 34), housing[2]),
         meshes.flat_mesh(board[0], board[1], (24, 26, 24), board[2]),
     ]
@@ -156,7 +162,5 @@ def signal_mesh(signal: Signal, is_red: bool | None, origin: np.ndarray) -> Mesh
         fan = np.stack([np.zeros(10, np.int64), np.arange(1, 11), np.arange(2, 12)], axis=1)
         lamp = meshes.flat_mesh(ring, fan, _LAMP_COLORS[is_red] if lit else dark, np.zeros(10))
         lamp.glow[:] = lit
-        local.append(lamp)
-    parts.append(meshes.transform(meshes.merge(local), head, signal.facing, height))
+        parts.append(lamp)
     return meshes.merge(parts)
-
