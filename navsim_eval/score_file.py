@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from navsim_eval import selfcheck
+from navsim_eval.agreement import TOLERANCE, Agreement, hold_against
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
@@ -45,6 +46,9 @@ class ScoreConfig:
     stages:       1, 2, or 0: two under EPDMS where the split lists second-stage scenes; the file then holds the
                   trajectories of both stages, and two_stage.json beside the table the aggregate of each proposal
     traffic:      non_reactive (replayed), reactive (EPDMS only), or empty: reactive in two stages, else replayed
+    expected:     scores that ours are held against, value by value (see `navsim_eval.agreement`): .npz, .csv, .parquet;
+                  the verdict goes to agreement.json beside the table
+    tolerance:    largest absolute difference that still counts as equal
     output:       .csv or .parquet; empty: <output_dir>/scores.csv
     output_dir:   empty: $NAVSIM_EXP_ROOT/score, else outputs/score
     metric_cache: folder of metric caches (made by tools/cache.py or tools/evaluate.py), one sub-folder a metric; empty:
@@ -59,6 +63,8 @@ class ScoreConfig:
     metric: str = "pdms_v1"
     stages: int = 0
     traffic: str = ""
+    expected: str = ""
+    tolerance: float = TOLERANCE
     output: str = ""
     output_dir: str = ""
     metric_cache: str = ""
@@ -75,6 +81,8 @@ class ScoreConfig:
         if self.metric not in METRICS:
             raise UserError(f"metric='{self.metric}' is unknown; choose from {', '.join(METRICS)}")
         check_writable(self.output)
+        if self.expected and not Path(self.expected).is_file():
+            raise UserError(f"expected={self.expected}: there is no such file")
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class FileScores:
     """The table of all S × N rows in the order of the file, and why scenes (tokens) have no scores in it.
 
     two_stage: the aggregate of each of the N proposals, where there are two stages
+    agreement: with the expected scores, where some were given
     """
 
     table: ScoreTable
@@ -89,6 +98,7 @@ class FileScores:
     failures: dict[str, str]
     protocol: Protocol
     two_stage: list[TwoStageScores] = field(default_factory=list)
+    agreement: Agreement | None = None
 
     @property
     def verdict(self) -> str:
@@ -135,7 +145,10 @@ def score_file(config: ScoreConfig, progress: Progress | None = None) -> FileSco
         proposals = [scored.as_dict() for scored in two_stage]
         content = {"metric": config.metric, "split": config.split, "traffic": protocol.traffic, "proposals": proposals}
         save_json(Path(config.output).with_name("two_stage.json"), content)
-    return FileScores(table, len(tokens), {**unreadable, **failures}, protocol, two_stage)
+    agreement = hold_against(table, config.expected, config.tolerance) if config.expected else None
+    if agreement:
+        save_json(Path(config.output).with_name("agreement.json"), agreement.as_dict())
+    return FileScores(table, len(tokens), {**unreadable, **failures}, protocol, two_stage, agreement)
 
 
 def _silent(total: int) -> AbstractContextManager[Callable[[int], None]]:

@@ -4,6 +4,7 @@
     python tools/score.py trajectories=plans.npz split=navtest data=navsim metric=epdms_v2 output=scores.parquet
     python tools/score.py trajectories=plans.npz split=navhard_two_stage data=navsim metric=epdms_v2   # both stages
     python tools/score.py trajectories=plans.npz split=test metric=epdms_v2 traffic=reactive
+    python tools/score.py trajectories=plans.npz split=test expected=theirs.csv                # do we agree with them?
     python tools/score.py trajectories=plans.npz data.root=/data/navsim data.maps=/data/maps split=mini workers=8
 
 plans.npz holds tokens (S,) str and trajectories (S, N, 8, 3): N proposals for each of S scenes, x and y in metres and
@@ -14,6 +15,8 @@ holds plans for both stages; their aggregate goes to two_stage.json beside the t
 
 Writes one row for every scene and proposal: token, log_name, proposal, valid, sub-scores, score (fractions).
 A proposal with numbers that are not finite, or in a scene that cannot be scored, gets an invalid row without scores.
+With expected=FILE the scores are also held against those in the file, sub-score by sub-score; the tool fails when any
+differs by more than tolerance=1e-6.
 """
 
 import sys
@@ -23,6 +26,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from navsim_eval.command_line import run_tool
+from navsim_eval.errors import UserError
 from navsim_eval.score_file import ScoreConfig, score_file
 
 STAGES = ("stage one", "stage two", "combined")
@@ -47,6 +51,10 @@ def main(config: ScoreConfig) -> None:
     for token, reason in list(scores.failures.items())[:5]:
         print(f"not scored: {token}: {reason}")
     print(f"written: {config.output}")
+    if scores.agreement:
+        print(scores.agreement)
+        if scores.agreement.differing:
+            raise UserError(f"expected={config.expected}: {scores.agreement.differing} values differ")
 
 
 if __name__ == "__main__":

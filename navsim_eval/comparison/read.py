@@ -55,7 +55,7 @@ def read_scores(path: Path | str, metric: str = "", proposal: int = -1) -> Token
     Raises DataError for a file that is absent, not a result file, or ambiguous.
     """
     file = _result_file(Path(path), metric)
-    cells = _read_cells(file)
+    cells = read_cells(file)
     for name in ("token", "score"):
         if name not in cells:
             raise DataError(file, "missing", field=name, remedy="a result file has the columns token, score, …")
@@ -105,7 +105,7 @@ def _result_file(path: Path, metric: str) -> Path:
 Cells = dict[str, list[Any]]
 
 
-def _read_cells(path: Path) -> Cells:
+def read_cells(path: Path) -> Cells:
     """Columns of a .csv or .parquet file, cells as they are there."""
     try:
         if path.suffix == ".parquet":

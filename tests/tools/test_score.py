@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import runpy
 import signal
 import subprocess
@@ -13,13 +14,17 @@ import numpy as np
 import pytest
 
 from navsim_eval import SceneDataset, metric_caches
+from navsim_eval.agreement import hold_against
 from navsim_eval.config import DataConfig
 from navsim_eval.errors import DataError
 from navsim_eval.formats.maps import MapStore
 from navsim_eval.metrics.aggregate import table_columns
 from navsim_eval.pdm.cache import build_metric_cache
 from navsim_eval.score_file import ScoreConfig, score_file
+from navsim_eval.score_table import ScoreTable
 from navsim_eval.scoring import score
+from tests.golden import needs_golden
+from tests.golden import pdms as golden
 from tests.worlds import World, write_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,3 +233,67 @@ def test_a_broken_log_makes_the_result_partial(tmp_path) -> None:
     scores = score_file(ScoreConfig(data, str(path), SPLIT, output=str(tmp_path / "a.csv"), workers=1))
     assert scores.verdict.startswith("partial: ") and scores.table.valid.any() and not scores.table.valid.all()
     assert all("in no readable log" in reason for reason in scores.failures.values())
+
+
+# --- held against expected scores ------------------------------------------------------------------------------------
+
+
+def test_equal_scores_agree_and_a_changed_one_is_found(plans, dataset, call, tmp_path) -> None:
+    assert call(f"trajectories={plans}", f"output={tmp_path / 'first.csv'}").returncode == 0
+    done = call(f"trajectories={plans}", f"expected={tmp_path / 'first.csv'}")
+    assert done.returncode == 0 and "equal (" in done.stdout
+    report = json.loads((tmp_path / "out" / "agreement.json").read_text())
+    rows = read(tmp_path / "first.csv")
+    assert report["differing"] == 0 and {c["compared"] for c in report["columns"]} == {len(rows)}
+
+    tokens, shape = np.load(plans)["tokens"], (len(dataset.tokens), 3)
+    comfort = np.array([float(row["comfort"]) for row in rows]).reshape(shape)
+    comfort[1, 2] = 1.0 - comfort[1, 2]
+    theirs = tmp_path / "theirs.npz"
+    np.savez(theirs, tokens=tokens[:2], comfort=comfort[:2], unknown=np.zeros((2, 3)))
+    done = call(f"trajectories={plans}", f"expected={theirs}")
+    assert f"expected={theirs}: 1 values differ" in error_line(done)
+    assert f"{tokens[1]} proposal 2: ours {1.0 - comfort[1, 2]:.9g}, theirs {comfort[1, 2]:.9g}" in done.stdout
+    assert f"{len(rows) - 6} trajectories have no counterpart" in done.stdout
+    assert call(f"trajectories={plans}", f"expected={theirs}", "tolerance=1.5").returncode == 0
+
+
+def test_undefined_on_one_side_only_is_a_difference(tmp_path) -> None:
+    values = np.array([0.5, np.nan, np.nan])
+    one = np.array(["a"] * 3)
+    table = ScoreTable("pdms_v1", one, one, np.arange(3), np.ones(3, bool), {"score": values})
+    np.savez(tmp_path / "x.npz", tokens=one[:1], score=np.array([[0.5, np.nan, 1.0]]))
+    (column,) = hold_against(table, tmp_path / "x.npz").columns
+    assert (column.compared, column.differing, column.largest) == (3, 1, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"tokens": np.array(["a"]), "comfort": np.zeros((2, 1))}, "no arrays of one shape (1, N)"),
+        ({"tokens": np.array(["a"]), "comfort": np.zeros((1, 1))}, "none of the scored trajectories"),
+        ({"tokens": np.array(["a"]), "speed": np.zeros((1, 1))}, "none of the sub-scores"),
+        ({"comfort": np.zeros((1, 1))}, "[tokens]"),
+    ],
+)
+def test_expected_scores_of_another_kind_are_refused(arrays, expected, plans, call, tmp_path) -> None:
+    np.savez(tmp_path / "odd.npz", **arrays)
+    assert expected in error_line(call(f"trajectories={plans}", f"expected={tmp_path / 'odd.npz'}"))
+
+
+@needs_golden
+@pytest.mark.parametrize("metric", ["pdms_v1", "epdms_v2"])
+def test_golden_scores_from_the_command_line(metric, call, tmp_path) -> None:
+    found = [scene for scene in golden.scenes() if scene.v2 or metric == "pdms_v1"]
+    rows, tokens = [scene.row for scene in found], [scene.scene.token for scene in found]
+    reference = {k: v for k, v in golden.load(f"scores_{metric[-2:]}").items() if v.ndim == 2 and len(v) == 76}
+    np.savez(tmp_path / "theirs.npz", tokens=tokens, **{k: v[rows] for k, v in reference.items() if v.shape[1] == 69})
+    plans = save(tmp_path / "plans.npz", tokens, golden.load("candidates")["poses"][rows])
+    (tmp_path / "navsim_logs").mkdir()
+    (tmp_path / "navsim_logs" / "golden").symlink_to(golden.PDMS / "logs")
+    where = (f"data.root={tmp_path}", f"data.maps={golden.PDMS / 'maps'}", "split=golden")
+    done = call(*where, f"trajectories={plans}", f"expected={tmp_path / 'theirs.npz'}", f"metric={metric}")
+    assert done.returncode == 0, done.stderr
+    compared = json.loads((tmp_path / "out" / "agreement.json").read_text())["columns"]
+    assert [column["name"] for column in compared] == list(table_columns(metric))
+    assert all(column["compared"] == 69 * len(tokens) for column in compared)
