@@ -25,6 +25,7 @@ from navsim_eval.city.backdrop import Backdrop, clearness, make_backdrop
 from navsim_eval.city.camera import View, make_view
 from navsim_eval.city.ground import CURB_HEIGHT_M, LEVELS, WINDOW, GroundPainter, Window
 from navsim_eval.city.meshes import Mesh
+from navsim_eval.city.objects import object_mesh
 from navsim_eval.city.signals import Signals, signal_mesh
 from navsim_eval.city.solid import (
     Solid,
@@ -158,7 +159,7 @@ class Renderer:
         result = []
         for row, values in zip(rows.tolist(), boxes, strict=True):
             name, token = str(frame.annotations.names[row]), str(frame.annotations.track_tokens[row])
-            result.append(meshes.object_mesh(name, values, token, token in braking))
+            result.append(object_mesh(name, values, token, token in braking))
         return result
 
     def _signals(self, frame: Frame, origin: np.ndarray) -> list[Mesh]:

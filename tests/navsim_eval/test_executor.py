@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from functools import cached_property
-from pathlib import Path
 
 import pytest
 
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import run_jobs
+from tests.navsim_eval.jobs import KillOnce, kill_on_five
 
 
 def square(x: int) -> int:
@@ -23,26 +22,6 @@ def raise_on_three(x: int) -> int:
         raise ValueError("three\nis too much")
     if x == 4:
         raise DataError("some/log.pkl", "truncated", remedy="download it again")
-    return x
-
-
-class KillOnce:
-    """Dies on item 5, the first time only (remembered in a file)."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __call__(self, x: int) -> int:
-        mark = self.folder / "died"
-        if x == 5 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return x
-
-
-def kill_on_five(x: int) -> int:
-    if x == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
     return x
 
 

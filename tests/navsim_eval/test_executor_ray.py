@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import Workers, run_jobs
+from tests.navsim_eval.jobs import KillOnce, kill_on_five
 from tests.worlds import write_world
 
 WITHOUT = "ray is not installed (pip install -e '.[ray]')"
@@ -40,26 +40,6 @@ def fail_on_three(x: int) -> int:
     if x == 4:
         raise DataError("some/log.pkl", "truncated", remedy="download it again")
     return x * x
-
-
-class KillOnce:
-    """Dies on item 5, the first time only (remembered in a file)."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __call__(self, x: int) -> int:
-        mark = self.folder / "died"
-        if x == 5 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return x
-
-
-def kill_on_five(x: int) -> int:
-    if x == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return x
 
 
 class CountsItsSetUps:

@@ -12,13 +12,14 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navsim_eval.city import meshes
 from navsim_eval.city.approaches import find_approaches
 from navsim_eval.city.backdrop import make_backdrop
 from navsim_eval.city.camera import distort, make_view, undistort
 from navsim_eval.city.ground import LEVELS, TEXEL_M, WINDOW, GroundPainter
+from navsim_eval.city.objects import object_mesh
 from navsim_eval.city.render import Renderer
 from navsim_eval.city.solid import make_solid, visible_faces
+from navsim_eval.city.templates import templates
 from navsim_eval.city.world import SQUARE_M
 from navsim_eval.errors import UserError
 from navsim_eval.formats.geopackage import FeatureTable
@@ -344,10 +345,10 @@ def test_coarse_grid_gives_what_casting_every_pixel_gives(renderer: Renderer) ->
 
 
 def test_templates_fill_their_boxes_and_face_outward() -> None:
-    for name, template in meshes.templates().items():
+    for name, template in templates().items():
         np.testing.assert_allclose(template.vertices.min(0), [-0.5, -0.5, 0.0], atol=1e-6, err_msg=name)
         np.testing.assert_allclose(template.vertices.max(0), [0.5, 0.5, 1.0], atol=1e-6, err_msg=name)
-    car = meshes.object_mesh("vehicle", np.array([0, 0, 0.75, 4.6, 1.9, 1.5, 0]), "a")
+    car = object_mesh("vehicle", np.array([0, 0, 0.75, 4.6, 1.9, 1.5, 0]), "a")
     solid = make_solid(car)
     for direction in np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, 0, -1]], np.float32):
         face = solid.cast((np.array([0, 0, 0.7]) - 8 * direction).astype(np.float32), direction[None])
