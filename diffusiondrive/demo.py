@@ -1,28 +1,20 @@
-"""The whole story in one go: what `make demo` runs, as the commands that a user would type.
-
-Each step is one of the tools in a process of its own; its output goes to a log and, where it is a table, to the
-terminal. Finished steps are remembered, so an interrupted demo continues where it stopped.
-"""
+"""The whole story in one go: what `make demo` runs, as the commands that a user would type."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffusiondrive.tool_steps import Step, StepRunner
 from navsim_eval.config import DataConfig
 from navsim_eval.environment import describe_environment
-from navsim_eval.errors import UserError
 from navsim_eval.executor import usable_cores
 from navsim_eval.files import atomic_write
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT_KEYS = ("planner", "metric", "split", "pdms", "verdict", "coverage", "means_over_scored")
 BASELINES = ("human", "pdm_closed", "constant_velocity", "stationary")
 
@@ -43,19 +35,9 @@ class DemoConfig:
     checkpoint: str = "checkpoints/city_nano"
     scenes: int = 600
     width: int = 480
-    epochs: int = 16
+    epochs: int = 12
     seed: int = 0
     fresh: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the demo. show: its output belongs on the terminal, not only in the log."""
-
-    name: str
-    title: str
-    command: tuple[str, ...]
-    show: bool = False
 
 
 def steps(config: DemoConfig) -> list[Step]:
@@ -83,7 +65,7 @@ def steps(config: DemoConfig) -> list[Step]:
         f"val_metrics={cache / 'val' / 'pdms_v1'}",
         f"anchors={out / 'anchors' / 'anchors.npy'}",
         f"trainer.epochs={config.epochs}",
-        "trainer.validate_every_epochs=4",
+        "trainer.validate_every_epochs=2",
         f"output_dir={out / 'train'}",
         f"seed={config.seed}",
         *_processes(),
@@ -128,25 +110,15 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> dict[str
     Raises UserError that names the failed command and its log.
     """
     out = Path(config.output_dir)
-    done = _finished(out / "steps.json", config)
+    settings = {name: getattr(config, name) for name in ("scenes", "width", "epochs", "seed")}
+    runner = StepRunner(out, {**settings, "root": config.data.root}, config.fresh, say)
     started = time.monotonic()
-    plan = steps(config)
-    for number, step in enumerate(plan, 1):
-        if step.name in done["seconds"]:
-            say(f"[{number}/{len(plan)}] {step.title}: done before")
-            continue
-        say(f"[{number}/{len(plan)}] {step.title}\n    python {' '.join(step.command)}")
-        begun = time.monotonic()
-        _run(step, out / "logs" / f"{step.name}.log")
-        done["seconds"][step.name] = round(time.monotonic() - begun, 1)
-        atomic_write(out / "steps.json", json.dumps(done, indent=2) + "\n")
-        say(f"    {done['seconds'][step.name]:.0f} s")
-    done["total_seconds"] = round(sum(done["seconds"].values()), 1)
-    atomic_write(out / "steps.json", json.dumps(done, indent=2) + "\n")
-    atomic_write(out / "result.json", json.dumps(collect(out, done), indent=2) + "\n")
-    say(f"demo finished: {done['total_seconds']:.0f} s in all steps, {time.monotonic() - started:.0f} s now")
+    runner.run(steps(config))
+    total = runner.total()
+    atomic_write(out / "result.json", json.dumps(collect(out, runner.done), indent=2) + "\n")
+    say(f"demo finished: {total:.0f} s in all steps, {time.monotonic() - started:.0f} s now")
     say(f"report: {out / 'evaluation' / 'report.html'}")
-    return done
+    return runner.done
 
 
 def collect(out: Path, done: dict[str, Any]) -> dict[str, Any]:
@@ -160,38 +132,3 @@ def collect(out: Path, done: dict[str, Any]) -> dict[str, Any]:
         "latency": json.loads(latency.read_text()) if latency.is_file() else None,
         "environment": describe_environment(),
     }
-
-
-def _finished(path: Path, config: DemoConfig) -> dict[str, Any]:
-    """Steps that an earlier demo with the same settings finished."""
-    settings = {name: getattr(config, name) for name in ("scenes", "width", "epochs", "seed")}
-    settings["root"] = config.data.root
-    fresh = {"settings": settings, "seconds": {}}
-    if config.fresh or not path.is_file():
-        return fresh
-    before = json.loads(path.read_text())
-    return before if before.get("settings") == settings else fresh
-
-
-def _run(step: Step, log: Path) -> None:
-    """Run a step; tables (and progress bars, on a terminal) pass through, everything else is kept in the log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # One thread a process: the steps use several processes, and threads that wait for each other slow both down.
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / step.command[0]), *step.command[1:]], env=environment, text=True,
-            stdout=subprocess.PIPE if step.show else file, stderr=None if sys.stderr.isatty() else file,
-        )  # fmt: skip
-        for line in process.stdout or ():
-            print("    " + line, end="", flush=True)
-            file.write(line)
-        status = process.wait()
-    if status:
-        raise UserError(f"{step.title} failed (status {status}): {_last_line(log)}; log: {log}; run it alone: "
-                        f"python {' '.join(step.command)}")  # fmt: skip
-
-
-def _last_line(log: Path) -> str:
-    lines: Sequence[str] = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no output"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from diffusiondrive import demo
-from diffusiondrive.demo import BASELINES, DemoConfig, Step, run_demo, steps
+from diffusiondrive.demo import BASELINES, DemoConfig, run_demo, steps
+from diffusiondrive.tool_steps import Step, StepRunner
 from navsim_eval.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,3 +47,13 @@ def test_finished_steps_are_remembered_and_failures_named(tmp_path: Path, monkey
     assert set(run_demo(config, lambda text: None)["seconds"]) == {"one", "two"}
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["planners"] == [{"planner": {"name": "human"}, "pdms": 0.9}] and result["environment"]["python"]
+
+
+def test_independent_steps_are_all_tried(tmp_path: Path) -> None:
+    script = tmp_path / "step.py"
+    script.write_text("import sys\nsys.exit('broken' if sys.argv[1] == 'b' else 0)\n")
+    runner = StepRunner(tmp_path, {}, say=lambda text: None)
+    with pytest.raises(UserError, match="1 of 3 steps failed: b; see"):
+        runner.run_independent([Step(name, name, (str(script), name)) for name in "abc"], parallel=2)
+    assert set(StepRunner(tmp_path, {}, say=lambda text: None).done["seconds"]) == {"a", "c"}
+    assert StepRunner(tmp_path, {"epochs": 2}, say=lambda text: None).done["seconds"] == {}
