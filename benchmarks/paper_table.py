@@ -1,0 +1,285 @@
+"""The paper's comparison, trained and measured here: truncated diffusion against what it is said to beat.
+
+    python benchmarks/paper_table.py data.root=/data/city5000 data.maps=/data/city5000/maps parallel=2
+    python benchmarks/paper_table.py data=navsim variant= features=diffusiondrive train_split=navtrain \\
+        val_split=navval test_split=navtest 'train=[trainer=gpu,optimizer=gpu,loss=published]'
+
+Trains every row under every seed with the same trunk, data, steps and losses, evaluates the best epochs on a city that
+no training saw, and prints the table, its figure, and the paper's claims with verdicts, whichever way they go. Human
+and untrained planners stand beside. Trainings and evaluations are kept in `workdir`; the same command resumes, and with
+more seeds adds them. A city of the needed size:
+
+    python tools/make_city.py data.root=/data/city5000 data.maps=/data/city5000/maps \\
+        city.scenes=5000 city.val_scenes=120 city.test_scenes=500 city.seed=11 city.width=480
+
+The comparison needs enough scenes, a solvable task (human ≥ 0.93) and room above the simplest plan: asserted, or with
+`small=true` noted in the result. Head latency: all denoising passes from encoded scene to poses, batch 1, one thread,
+rows in turn in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from diffusiondrive.dataset import to_model_input
+from diffusiondrive.experiments.findings import RatioClaim, RowDifference, RowScores, difference, read_row
+from diffusiondrive.experiments.matrix import EGO_MLP, HUMAN, UNTRAINED, MatrixConfig, Row, run_matrix
+from diffusiondrive.feature_cache import FeatureCache
+from diffusiondrive.features import FeatureConfig
+from diffusiondrive.noise import scene_noise
+from diffusiondrive.planner import DiffusionDrive
+from navsim_eval.command_line import run_tool
+from navsim_eval.dataset import SceneDataset
+from navsim_eval.environment import describe_environment
+from navsim_eval.errors import UserError
+from navsim_eval.files import atomic_write
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+UNJUDGED = ("loss.judged=0.0",)  # no row learns from the metric but the last, which is ours and not the paper's
+ROWS = (
+    Row("transfuser", "TransFuser (regression)", "transfuser", UNJUDGED),
+    Row("diffusion_policy", "diffusion policy (U-Net, pure noise)", "diffusion_policy", UNJUDGED),
+    Row("truncated_unet", "truncated diffusion, U-Net", "truncated_unet", UNJUDGED),
+    Row("diffusiondrive", "DiffusionDrive", "", UNJUDGED),
+    Row("diffusiondrive_judged", "DiffusionDrive, labels judged by PDMS", "", ("loss.judged=0.5",)),
+)
+# The paper's orderings in chosen PDMS: the first is better than the second.
+CLAIMS = (
+    ("diffusiondrive", "truncated_unet"),
+    ("truncated_unet", "diffusion_policy"),
+    ("diffusiondrive", "diffusion_policy"),
+    ("diffusiondrive", "transfuser"),
+)
+VANILLA, OURS = "diffusion_policy", "diffusiondrive"
+
+
+@dataclass
+class PaperTableConfig(MatrixConfig):
+    """The matrix, and when its answer counts.
+
+    rows: names of ROWS; empty: all;  least_train, least_test: scenes;  least_human: PDMS (fraction)
+    least_room: PDMS between the human and constant velocity (fraction);  small: go on without, and say so
+    latency_frames: scenes that head latency is the median of;  output: JSON, figure of the same name beside it
+    """
+
+    rows: list[str] = field(default_factory=list)
+    least_train: int = 5000
+    least_test: int = 500
+    least_human: float = 0.93
+    least_room: float = 0.3
+    small: bool = False
+    latency_frames: int = 100
+    output: str = "benchmarks/results/paper_table.json"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = [row.name for row in ROWS]
+        if unknown := [name for name in self.rows if name not in known]:
+            raise UserError(f"rows={unknown}: choose from {', '.join(known)}")
+
+    @property
+    def chosen(self) -> list[Row]:
+        return [row for row in ROWS if not self.rows or row.name in self.rows]
+
+
+def main(config: PaperTableConfig) -> None:
+    scenes = count_scenes(config)
+    runner = run_matrix(config.chosen, config)
+    untrained = {name: read_row(name, [config.evaluation_folder(name)]) for name in UNTRAINED}
+    doubts = check(scenes, untrained, config)
+    found = {row.name: read_row(row.name, folders(row.name, config)) for row in config.chosen}
+    mlp = read_row(EGO_MLP, folders(EGO_MLP, config))
+    heads = measure_heads(config)
+    orderings = [difference(found[a], found[b]) for a, b in CLAIMS if a in found and b in found]
+    ratios = ratio_claims(found, heads)
+    result = {
+        "scenes": scenes,
+        "variant": config.variant or "full size",
+        "seeds": config.seeds,
+        "train": config.train,
+        "preconditions_not_met": doubts,
+        "rows": {
+            row.name: {"title": row.title, **found[row.name].as_dict(), **heads[row.name]} for row in config.chosen
+        },
+        "beside": {name: row.as_dict() for name, row in {**untrained, EGO_MLP: mlp}.items()},
+        "orderings": [ordering.as_dict() for ordering in orderings],
+        "ratios": [claim.as_dict() for claim in ratios],
+        "seconds": runner.done["seconds"],
+        "environment": describe_environment(),
+    }
+    atomic_write(config.output, json.dumps(result, indent=1) + "\n")
+    show(result, orderings, ratios)
+    draw(result, Path(config.output).with_suffix(".png"))
+    print(f"written: {config.output}")
+
+
+def folders(name: str, config: PaperTableConfig) -> list[Path]:
+    return [config.evaluation_folder(name, seed) for seed in config.seeds]
+
+
+# --- may the question be asked of this data? -------------------------------------------------------------------------
+
+
+def count_scenes(config: PaperTableConfig) -> dict[str, int]:
+    """Scenes of the splits. Raises UserError for too few of them, before anything is trained."""
+    splits = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+    counts = {name: len(SceneDataset.from_config(config.data, split)) for name, split in splits.items()}
+    for name, least in (("train", config.least_train), ("test", config.least_test)):
+        if counts[name] < least and not config.small:
+            raise UserError(f"{counts[name]} {name} scenes are fewer than {least}: make a larger city, or small=true")
+    return counts
+
+
+def check(scenes: dict[str, int], untrained: dict[str, RowScores], config: PaperTableConfig) -> list[str]:
+    """Preconditions that do not hold, in words. Raises UserError for them unless `small`."""
+    human, plain = untrained[HUMAN].mean, untrained["constant_velocity"].mean
+    doubts = [
+        f"{scenes[name]} {name} scenes, wanted {least}"
+        for name, least in (("train", config.least_train), ("test", config.least_test))
+        if scenes[name] < least
+    ]
+    if human < config.least_human:
+        doubts.append(f"human PDMS {human:.3f}, wanted {config.least_human}")
+    if human - plain < config.least_room:
+        doubts.append(f"{human - plain:.3f} between human and constant velocity, wanted {config.least_room}")
+    if doubts and not config.small:
+        raise UserError(f"this split cannot answer the question: {'; '.join(doubts)} (small=true: go on)")
+    return doubts
+
+
+# --- the head --------------------------------------------------------------------------------------------------------
+
+
+def measure_heads(config: PaperTableConfig) -> dict[str, dict[str, float]]:
+    """Passes, parameters and median milliseconds of each row's head, on features of the test split."""
+    torch.set_num_threads(1)
+    features = FeatureConfig.for_planner(load(config.chosen[0], config).config)
+    cache = FeatureCache(config.test_features, features)
+    tokens = sorted(cache.tokens)[: config.latency_frames]
+    planners = {row.name: load(row, config) for row in config.chosen}
+    seconds: dict[str, list[float]] = {name: [] for name in planners}
+    with torch.inference_mode():
+        for token in tokens:
+            sample = {name: torch.from_numpy(np.asarray(value))[None] for name, value in cache[token][0].items()}
+            batch = to_model_input(sample, features)
+            for name, planner in planners.items():
+                context = planner.perceive(batch)
+                noise = scene_noise([token], 0, planner.noise_shape)
+                begun = time.perf_counter()
+                planner.propose(context, noise)
+                seconds[name].append(time.perf_counter() - begun)
+    return {
+        name: {
+            "passes": planner.config.schedule.steps,
+            "candidates": planner.config.modes,
+            "parameters": sum(weight.numel() for weight in planner.parameters()),
+            "head_ms": 1e3 * statistics.median(seconds[name]),
+        }
+        for name, planner in planners.items()
+    }
+
+
+def load(row: Row, config: PaperTableConfig) -> DiffusionDrive:
+    return DiffusionDrive.from_pretrained(config.planner_folder(row, config.seeds[0]))
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def ratio_claims(found: dict[str, RowScores], heads: dict[str, dict[str, float]]) -> list[RatioClaim]:
+    """What the paper says of diversity, passes and head latency against the vanilla policy."""
+    if VANILLA not in found or OURS not in found:
+        return []
+    ours, vanilla = heads[OURS], heads[VANILLA]
+    claims = [
+        RatioClaim("denoising passes", ours["passes"] / vanilla["passes"], 0.1, at_least=False),
+        RatioClaim("head latency", ours["head_ms"] / vanilla["head_ms"], 0.1, at_least=False),
+    ]
+    if "diversity" in found[OURS].modes and found[VANILLA].modes.get("diversity"):
+        spread = found[OURS].modes["diversity"] / found[VANILLA].modes["diversity"]
+        claims.append(RatioClaim("mode diversity", spread, 3.0, at_least=True))
+    return claims
+
+
+COLUMNS = (
+    ("pdms", "PDMS", "{:.1f}"),
+    ("best_pdms", "best of M", "{:.1f}"),
+    ("mean_pdms", "mean of M", "{:.1f}"),
+    ("diversity", "diversity", "{:.3f}"),
+    ("min_ade", "minADE", "{:.2f}"),
+    ("passes", "passes", "{:.0f}"),
+    ("head_ms", "head [ms]", "{:.2f}"),
+)
+
+
+def show(result: dict[str, Any], orderings: Sequence[RowDifference], ratios: Sequence[RatioClaim]) -> None:
+    """The table and the verdicts on the terminal."""
+    table = Table(title=f"{result['variant']}, {len(result['seeds'])} seeds, {result['scenes']['train']} train scenes")
+    table.add_column("planner")
+    for _, title, _ in COLUMNS:
+        table.add_column(title, justify="right")
+    entries = {**result["beside"], **{row["title"]: row for row in result["rows"].values()}}
+    for name, entry in entries.items():
+        cells = [form.format(entry[key]) if entry.get(key) is not None else "" for key, _, form in COLUMNS]
+        low, high = entry["interval"]
+        table.add_row(name, f"{cells[0]} [{low:.1f}, {high:.1f}]", *cells[1:])
+    console = Console()
+    console.width = max(console.width, 130)
+    console.print(table)
+    for ordering in orderings:
+        low, high = ordering.interval
+        shown = f"{ordering.difference:+.1f}, {low:+.1f} to {high:+.1f}"
+        print(f"{ordering.a} > {ordering.b}: {ordering.verdict} ({shown})")
+    for claim in ratios:
+        sign = "≥" if claim.at_least else "≤"
+        print(f"{claim.text} {sign} {claim.bound:g} × the vanilla policy's: {claim.verdict} ({claim.value:.3g})")
+    for doubt in result["preconditions_not_met"]:
+        print(f"precondition not met: {doubt}")
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Chosen and best PDMS of every row with intervals and seeds, and PDMS over the time of the head."""
+    rows = list(result["rows"].values())
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 0.6 * len(rows) + 2), width_ratios=(3, 2))
+    for place, row in enumerate(reversed(rows)):
+        low, high = row["interval"]
+        left.plot([low, high], [place, place], color="tab:blue", linewidth=2)
+        left.plot(row["pdms"], place, "o", color="tab:blue", label="chosen, 95 % over logs" if not place else None)
+        seeds = row["by_seed"]
+        left.plot(seeds, [place] * len(seeds), "|", color="black", label="single seeds" if not place else None)
+        if row.get("best_pdms") is not None:
+            left.plot(row["best_pdms"], place, "^", color="tab:green", label="best candidate" if not place else None)
+    left.set_yticks(range(len(rows)), [row["title"] for row in reversed(rows)])
+    for name, style in ((HUMAN, "-"), (EGO_MLP, ":")):
+        left.axvline(result["beside"][name]["pdms"], color="grey", linestyle=style, label=name.replace("_", " "))
+    left.set_xlabel("PDMS on the unseen test city")
+    left.legend(fontsize=7, loc="best")
+    for row in rows:
+        right.plot(row["head_ms"], row["pdms"], "o")
+        right.annotate(row["title"].split(",")[0], (row["head_ms"], row["pdms"]), fontsize=7, xytext=(4, 4),
+                       textcoords="offset points")  # fmt: skip
+    right.set_xscale("log")
+    right.set_xlabel("head, batch 1, one thread [ms]")
+    right.set_ylabel("PDMS")
+    figure.tight_layout()
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, PaperTableConfig, "benchmark_paper_table", __doc__))
