@@ -37,6 +37,7 @@ from rich.table import Table
 from diffusiondrive.dataset import to_model_input
 from diffusiondrive.experiments.findings import RatioClaim, RowDifference, RowScores, difference, read_row
 from diffusiondrive.experiments.matrix import EGO_MLP, HUMAN, UNTRAINED, MatrixConfig, Row, run_matrix
+from diffusiondrive.experiments.paper import CLAIMS, OURS, ROWS, VANILLA
 from diffusiondrive.feature_cache import FeatureCache
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.noise import scene_noise
@@ -49,23 +50,6 @@ from navsim_eval.files import atomic_write
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-
-UNJUDGED = ("loss.judged=0.0",)  # no row learns from the metric but the last, which is ours and not the paper's
-ROWS = (
-    Row("transfuser", "TransFuser (regression)", "transfuser", UNJUDGED),
-    Row("diffusion_policy", "diffusion policy (U-Net, pure noise)", "diffusion_policy", UNJUDGED),
-    Row("truncated_unet", "truncated diffusion, U-Net", "truncated_unet", UNJUDGED),
-    Row("diffusiondrive", "DiffusionDrive", "", UNJUDGED),
-    Row("diffusiondrive_judged", "DiffusionDrive, labels judged by PDMS", "", ("loss.judged=0.5",)),
-)
-# The paper's orderings in chosen PDMS: the first is better than the second.
-CLAIMS = (
-    ("diffusiondrive", "truncated_unet"),
-    ("truncated_unet", "diffusion_policy"),
-    ("diffusiondrive", "diffusion_policy"),
-    ("diffusiondrive", "transfuser"),
-)
-VANILLA, OURS = "diffusion_policy", "diffusiondrive"
 
 
 @dataclass

@@ -93,11 +93,16 @@ def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None]
     settings |= {"test_split": config.test_split, "root": config.data.root}
     runner = StepRunner(config.folder, settings, config.fresh, say)
     runner.run(prepare_steps(config))
-    runner.run_independent([evaluate_untrained(name, config) for name in UNTRAINED], config.parallel)
+    failed = runner.run_independent([evaluate_untrained(name, config) for name in UNTRAINED], config.parallel)
     pairs = [(row, seed) for seed in config.seeds for row in rows]  # so that an early end leaves whole seeds
-    runner.run_independent([train_step(row, seed, config) for row, seed in pairs], config.parallel)
-    steps = [evaluate_trained(row, seed, config) for row, seed in pairs]
-    runner.run_independent([*steps, *(evaluate_mlp(seed, config) for seed in config.seeds)], config.parallel)
+    failed += runner.run_independent([train_step(row, seed, config) for row, seed in pairs], config.parallel)
+    steps = [evaluate_mlp(seed, config) for seed in config.seeds]
+    steps += [
+        evaluate_trained(row, seed, config) for row, seed in pairs if f"train_{row.name}_{seed}" not in failed
+    ]
+    failed += runner.run_independent(steps, config.parallel)
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}; see {config.folder / 'logs'}. The same command tries them again")
     return runner
 
 

@@ -53,7 +53,7 @@ def test_independent_steps_are_all_tried(tmp_path: Path) -> None:
     script = tmp_path / "step.py"
     script.write_text("import sys\nsys.exit('broken' if sys.argv[1] == 'b' else 0)\n")
     runner = StepRunner(tmp_path, {}, say=lambda text: None)
-    with pytest.raises(UserError, match="1 of 3 steps failed: b; see"):
-        runner.run_independent([Step(name, name, (str(script), name)) for name in "abc"], parallel=2)
+    failed = runner.run_independent([Step(name, name, (str(script), name)) for name in "abc"], parallel=2)
+    assert failed == ["b"]
     assert set(StepRunner(tmp_path, {}, say=lambda text: None).done["seconds"]) == {"a", "c"}
     assert StepRunner(tmp_path, {"epochs": 2}, say=lambda text: None).done["seconds"] == {}

@@ -1,0 +1,122 @@
+"""Several trainings compared: every command resolves, and rows are told apart as the numbers allow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusiondrive.experiments.findings import RatioClaim, difference, read_row
+from diffusiondrive.experiments.matrix import MatrixConfig, Row, evaluate_trained, prepare_steps, run_matrix, train_step
+from diffusiondrive.experiments.paper import ROWS
+from diffusiondrive.tool_steps import Step
+from navsim_eval.errors import DataError, UserError
+from navsim_eval.results import FORMATS
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = MatrixConfig(seeds=[3], train=["trainer.epochs=1"])
+FULL_SIZE = MatrixConfig(seeds=[3], variant="", features="diffusiondrive")
+STEPS = [
+    *prepare_steps(CONFIG),
+    *(train_step(row, 3, config) for config in (CONFIG, FULL_SIZE) for row in ROWS),
+    evaluate_trained(ROWS[0], 3, CONFIG),
+]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_every_command_resolves(step: Step, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", [*step.command, "--config"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / step.command[0]), run_name="__main__")
+    assert stopped.value.code == 0, capsys.readouterr().err
+
+
+def test_rows_differ_in_the_model_that_they_name() -> None:
+    models = {row.name: next(a for a in train_step(row, 0, CONFIG).command if a.startswith("model=")) for row in ROWS}
+    assert models["diffusiondrive"] == "model=city_nano" and models["transfuser"] == "model=city_nano_transfuser"
+    names = {a for row in ROWS for a in train_step(row, 0, FULL_SIZE).command if a.startswith("model=")}
+    assert names == {"model=diffusiondrive", "model=transfuser", "model=diffusion_policy", "model=truncated_unet"}
+
+
+def evaluation(folder: Path, scores: np.ndarray, names: list[str] | None = None, modes: dict | None = None) -> Path:
+    """An evaluation folder with these scores, three scenes a log."""
+    folder.mkdir(parents=True)
+    names = names or [f"{k:016x}" for k in range(len(scores))]
+    columns = FORMATS["pdms_v1"].columns
+    with open(folder / "scores.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["", "token", "log_name", "valid", *columns])
+        for k, (token, score) in enumerate(zip(names, scores, strict=True)):
+            writer.writerow([k, token, f"log{int(token, 16) // 3}", np.isfinite(score), *[score] * len(columns)])
+    (folder / "summary.json").write_text(json.dumps({"metric": "pdms_v1", "modes": modes or {}}))
+    return folder
+
+
+def test_rows_are_paired_by_scene_and_averaged_over_seeds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.2, 0.8, 60)
+    tokens = [f"{k:016x}" for k in range(60)]
+    order = rng.permutation(60)
+    good = read_row("good", [
+        evaluation(tmp_path / "g0", base + 0.1, modes={"diversity": 0.2, "note": "x"}),
+        evaluation(tmp_path / "g1", (base + 0.2)[order], [tokens[k] for k in order], modes={"diversity": 0.4}),
+    ])  # fmt: skip
+    plain = read_row("plain", [evaluation(tmp_path / f"p{k}", base) for k in range(2)])
+    assert good.modes == {"diversity": pytest.approx(0.3)} and plain.modes == {}
+    found = difference(good, plain)
+    assert found.difference == pytest.approx(15.0) and found.by_seed == pytest.approx((10.0, 20.0))
+    assert found.interval == pytest.approx((15.0, 15.0)) and found.verdict == "holds"
+    assert difference(plain, good).verdict == "reversed" and difference(good, good).verdict == "undecided"
+    entry = good.as_dict()
+    assert entry["by_seed"] == pytest.approx([100 * base.mean() + 10, 100 * base.mean() + 20])
+    assert entry["interval"][0] < entry["pdms"] < entry["interval"][1] and entry["diversity"] == pytest.approx(0.3)
+
+
+def test_half_an_evaluation_is_none(tmp_path: Path) -> None:
+    whole = evaluation(tmp_path / "whole", np.full(6, 0.5))
+    scores = np.full(6, 0.5)
+    scores[2] = np.nan
+    with pytest.raises(DataError, match="without a score"):
+        read_row("x", [evaluation(tmp_path / "hole", scores)])
+    with pytest.raises(DataError, match="other scenes"):
+        read_row("x", [whole, evaluation(tmp_path / "five", np.full(5, 0.5))])
+    with pytest.raises(DataError, match="different scenes"):
+        difference(read_row("a", [whole]), read_row("b", [tmp_path / "five"]))
+
+
+def test_ratio_claims() -> None:
+    assert RatioClaim("passes", 0.1, 0.1, at_least=False).verdict == "holds"
+    assert RatioClaim("diversity", 2.9, 3.0, at_least=True).verdict == "missed"
+
+
+def test_odd_matrices_are_refused() -> None:
+    for wrong in ({"seeds": []}, {"seeds": [1, 1]}, {"parallel": 0}):
+        with pytest.raises(UserError):
+            MatrixConfig(**wrong)
+
+
+@pytest.mark.slow
+def test_a_matrix_from_the_raw_city_to_scores(tmp_path: Path) -> None:
+    """Two tiny trainings, interrupted and resumed, from a city of a few scenes."""
+    from navsim_eval.city.make import CityConfig, make_city
+    from navsim_eval.config import DataConfig
+
+    root = tmp_path / "city"
+    make_city(CityConfig(scenes=24, val_scenes=4, test_scenes=6, width=320), root)
+    config = MatrixConfig(
+        DataConfig(str(root), str(root / "maps")), seeds=[0], workdir=str(tmp_path / "work"),
+        train=["trainer.epochs=1", "trainer.validate_every_epochs=1", "loss.judged=0"],
+    )  # fmt: skip
+    rows = [Row("ours", "ours"), Row("broken", "broken", overrides=("model.width=0",))]
+    said: list[str] = []
+    with pytest.raises(UserError, match="train_broken_0"):
+        run_matrix(rows, config, said.append)
+    run_matrix(rows[:1], config, said.append)
+    assert any("train ours, seed 0: done before" in line for line in said)
+    row = read_row("ours", [config.evaluation_folder("ours", 0)])
+    assert row.scores.shape == (1, 6) and row.modes["diversity"] > 0.0
