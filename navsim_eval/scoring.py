@@ -5,13 +5,13 @@ the metric says so (progress is measured against the reference plan).
 
     caches, trajectories ─► interpolate ─► simulate ─► footprints ─► areas, contacts ─► sub-scores ─► score
 
-`score` judges planners' trajectories; `score_batch` judges simulated states of one scene against each other (the
+`score` judges planners' trajectories; `compare_states` judges simulated states of a scene against each other (the
 reference planner picks among its proposals with it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -300,18 +300,22 @@ def _with_extended_comfort(
     return {**columns, "score": final_score(columns, metric)}
 
 
-def score_batch(prepared: PreparedScene, states: Tensor | np.ndarray, ignored_tokens: Sequence[str] = ()) -> SubScores:
-    """Judge simulated states (P, 41, 11) of one scene, in global coordinates, against each other.
+def compare_states(
+    prepared: Sequence[PreparedScene],
+    states: Tensor | np.ndarray,
+    ignored_tokens: Sequence[Collection[str]] | None = None,
+) -> SubScores:
+    """Judge simulated states (S, P, 41, 11) in S scenes, in global coordinates, those of a scene against each other.
 
-    Progress is normalised over all P rows jointly, as the reference planner does when it chooses among its proposals.
-    Objects with a token in `ignored_tokens` are never collided with. Returns tensors of shape (P,).
+    Progress is normalised over the P rows of a scene jointly, as the reference planner does when it chooses among its
+    proposals. Objects with a token in a scene's `ignored_tokens` are never collided with. Returns tensors (S, P).
     """
-    scenes = SceneBatch.of([prepared], ignored_tokens=ignored_tokens)
-    local = torch.as_tensor(states).to(torch.float64)[None].clone()
+    scenes = SceneBatch.of(prepared, ignored_tokens=ignored_tokens)
+    local = torch.as_tensor(states).to(torch.float64).clone()
     local[..., :2] -= scenes.origin[:, None, None]
     with _one_thread():
         measured = measure(scenes, local)
-    return measured.scored(measured.masked_progress.amax(dim=1, keepdim=True)).select(0)
+    return measured.scored(measured.masked_progress.amax(dim=1, keepdim=True))
 
 
 @contextmanager

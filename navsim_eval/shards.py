@@ -506,17 +506,20 @@ def build_shards(
     folder: Path | str,
     manifest: Mapping[str, Any],
     tokens: Sequence[str],
-    function: Callable[[str], Arrays],
+    function: Callable[[str], Arrays] | Callable[[list[str]], Sequence[Arrays]],
     *,
     deflate: Collection[str] = (),
     workers: int | Workers = 0,
     chunk_size: int = 16,
+    together: bool = False,
     progress: Callable[[int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> BuildReport:
     """Compute and store `function(token)` for every token that is not stored yet.
 
     function: picklable; runs in the `workers` (see `navsim_eval.executor.Workers`), packing included
+    together: `function` takes the tokens of a chunk and returns as many samples; when it raises, it is asked for each
+              token by itself
     progress: called with the number of tokens newly settled, those already stored first
     A token whose function raises is left out, counted and listed in `broken.json`; the next run tries it again.
     Raises UserError without tokens, or when not a single sample could be built.
@@ -529,8 +532,8 @@ def build_shards(
         before = len(writer)
         if progress and before:
             progress(before)
-        job = _PackedJob(function, tuple(deflate))
-        for outcome in run_jobs(job, todo, workers=workers, chunk_size=chunk_size):
+        job = _PackedJobs(function, tuple(deflate)) if together else _PackedJob(function, tuple(deflate))
+        for outcome in run_jobs(job, todo, workers=workers, chunk_size=chunk_size, together=together):
             if outcome.ok:
                 writer.write_packed(todo[outcome.index], outcome.value)
             else:
@@ -554,3 +557,14 @@ class _PackedJob:
 
     def __call__(self, token: str) -> bytes:
         return pack(self.function(token), self.deflate)
+
+
+@dataclass(frozen=True)
+class _PackedJobs:
+    """The same for a `function` that makes several samples at once."""
+
+    function: Callable[[list[str]], Sequence[Arrays]]
+    deflate: tuple[str, ...]
+
+    def __call__(self, tokens: list[str]) -> list[bytes]:
+        return [pack(arrays, self.deflate) for arrays in self.function(tokens)]

@@ -11,10 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from navsim_eval.errors import UserError
-from navsim_eval.executor.jobs import AHEAD, Backlog, Outcome, attempt, describe_error, usable_cores
+from navsim_eval.executor.jobs import (
+    AHEAD,
+    Answering,
+    Backlog,
+    OneByOne,
+    Outcome,
+    Together,
+    describe_error,
+    usable_cores,
+)
 
 __all__ = ["Outcome", "Workers", "describe_error", "run_jobs", "usable_cores"]
 
@@ -61,6 +71,7 @@ def run_jobs(
     *,
     workers: int | Workers = 0,
     chunk_size: int = 1,
+    together: bool = False,
     retries: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Outcome]:
@@ -70,6 +81,8 @@ def run_jobs(
                 state (open maps, readers) belongs into a `functools.cached_property` of such an object
     workers:    see `Workers`
     chunk_size: items handed to a worker at a time
+    together:   `function` takes the list of the items of a chunk and returns as many values, for work that is cheaper
+                that way. A chunk that raises is tried again item by item, so that a bad item takes no other along.
     retries:    how often an item is tried again after the death of its worker
     progress:   called with the number of items newly finished
     """
@@ -77,27 +90,38 @@ def run_jobs(
         workers = Workers(workers)
     if chunk_size < 1 or retries < 0:
         raise UserError(f"chunk_size={chunk_size}, retries={retries}: must be ≥ 1, ≥ 0")
-    pool = _pool(function, workers)
+    answering = Together(function) if together else OneByOne(function)
+    pool = _pool(answering, workers)
     if pool is None:
-        for index, item in enumerate(items):
-            value, error = attempt(function, item)
-            if progress:
-                progress(1)
-            yield Outcome(index, value, error)
+        yield from _run_here(answering, items, chunk_size if together else 1, progress)
         return
     backlog = Backlog(items, chunk_size, retries, ahead=AHEAD * pool.limit * chunk_size)
     yield from pool.run(backlog, progress)
 
 
-def _pool(function: Callable[[Any], Any], workers: Workers) -> Any:
+def _run_here(
+    answering: Answering, items: Iterable[Any], chunk_size: int, progress: Callable[[int], None] | None
+) -> Iterator[Outcome]:
+    """Outcomes of a run in this process."""
+    source, index = iter(items), 0
+    while chunk := list(islice(source, chunk_size)):
+        answers = answering(chunk)
+        if progress:
+            progress(len(answers))
+        for value, error in answers:
+            yield Outcome(index, value, error)
+            index += 1
+
+
+def _pool(answering: Answering, workers: Workers) -> Any:
     """The pool of a run, None for a run in this process."""
     if workers.executor == "ray":
         from navsim_eval.executor.cluster import RayPool  # only who asks for Ray needs it
 
-        return RayPool(function, workers.count, workers.ray_address)
+        return RayPool(answering, workers.count, workers.ray_address)
     count = workers.count or usable_cores()
     if count == 1:
         return None
     from navsim_eval.executor.local import LocalPool
 
-    return LocalPool(function, count)
+    return LocalPool(answering, count)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from navsim_eval.errors import UserError
-from navsim_eval.executor.jobs import Answer, Backlog, Chunk, Outcome, attempt, describe_error, usable_cores
+from navsim_eval.executor.jobs import Answer, Answering, Backlog, Chunk, Outcome, describe_error, usable_cores
 
 _PATIENCE_S = 120.0  # for the first free processor of the cluster
 _FAILED_STARTS = 3  # actors that die in a row before one has run
@@ -24,11 +24,11 @@ _LINE = 200  # characters of a reason; Ray explains deaths at length
 class RayPool:
     """Up to `workers` actors for one run (0: one per processor of the cluster). Raises UserError without Ray."""
 
-    def __init__(self, function: Callable[[Any], Any], workers: int, address: str):
+    def __init__(self, answering: Answering, workers: int, address: str):
         self.ray = connect(address, workers)
         self.limit = workers or max(int(self.ray.cluster_resources().get("CPU", 0)), 1)
         # Sent once to each machine. As bytes, so that what goes wrong while unpickling is ours to explain.
-        self.function = self.ray.put(self.ray.cloudpickle.dumps(function))
+        self.answering = self.ray.put(self.ray.cloudpickle.dumps(answering))
         self.server = self.ray.remote(num_cpus=1, max_restarts=0)(_Server)
         self.waiting: deque[Chunk] = deque()
         self.starting: dict[Any, Any] = {}  # reference to its being ready → actor
@@ -59,7 +59,7 @@ class RayPool:
             actor, chunk = self.idle.pop(), self.waiting.popleft()
             self.busy[actor.answer.remote(chunk.items)] = actor, chunk
         while len(self.starting) < len(self.waiting):
-            actor = self.server.remote(self.function)
+            actor = self.server.remote(self.answering)
             self.starting[actor.start.remote()] = actor
 
     def _wait(self) -> list[Any]:
@@ -86,7 +86,7 @@ class RayPool:
         actor, chunk = self.busy.pop(reference)
         try:
             answers = self.ray.get(reference)
-        except errors.RayTaskError as error:  # raised outside `attempt`: pickling
+        except errors.RayTaskError as error:  # not caught where the work is done: pickling
             self.idle.append(actor)
             reason = f"item or result cannot be sent: {_one_line(error.cause or error)}"
             return backlog.settle(chunk, [(None, reason)] * len(chunk.items))
@@ -118,15 +118,15 @@ class RayPool:
 class _Server:
     """Body of an actor. Ray gives an actor of one processor one thread for numeric libraries."""
 
-    def __init__(self, function: bytes):
-        self.pickled = function
+    def __init__(self, answering: bytes):
+        self.pickled = answering
 
     def start(self) -> None:
-        """Load the function; importing what it needs is the slow part."""
-        self.function = pickle.loads(self.pickled)  # made by the process that asks for the work
+        """Load what answers; importing what it needs is the slow part."""
+        self.answering = pickle.loads(self.pickled)  # made by the process that asks for the work
 
     def answer(self, items: list[Any]) -> list[Answer]:
-        return [attempt(self.function, item) for item in items]
+        return self.answering(items)
 
 
 def connect(address: str, workers: int = 0) -> Any:

@@ -16,6 +16,7 @@ from navsim_eval.errors import UserError
 AHEAD = 8  # chunks per worker that may be finished but not yet handed out, because an earlier one is still running
 
 Answer = tuple[Any, str | None]  # value, error
+Answering = Callable[[list[Any]], list[Answer]]  # what a worker does with a chunk: `OneByOne` or `Together`
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,41 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def attempt(function: Callable[[Any], Any], item: Any) -> Answer:
-    """function(item), or why it failed."""
+@dataclass(frozen=True)
+class OneByOne:
+    """Answers a chunk by `function(item)`, item by item."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, items: Sequence[Any]) -> list[Answer]:
+        return [_attempt(self.function, item) for item in items]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Answers a chunk by one call `function(items)`; where that raises, by one call per item."""
+
+    function: Callable[[list[Any]], Sequence[Any]]
+
+    def __call__(self, items: Sequence[Any]) -> list[Answer]:
+        values, error = _attempt(self._values, items)
+        if error is None:
+            return [(value, None) for value in values]
+        if len(items) == 1:
+            return [(None, error)]
+        return [answer for item in items for answer in self([item])]
+
+    def _values(self, items: Sequence[Any]) -> Sequence[Any]:
+        values = self.function(list(items))
+        if len(values) != len(items):
+            raise ValueError(f"{len(values)} values for {len(items)} items")
+        return values
+
+
+def _attempt(function: Callable[[Any], Any], argument: Any) -> Answer:
+    """function(argument), or why it failed."""
     try:
-        return function(item), None
+        return function(argument), None
     except Exception as error:
         return None, describe_error(error)
 

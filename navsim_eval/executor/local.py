@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from types import FunctionType
 from typing import Any
 
-from navsim_eval.executor.jobs import Answer, Backlog, Chunk, Outcome, attempt, describe_error
+from navsim_eval.executor.jobs import Answer, Answering, Backlog, Chunk, Outcome, describe_error
 
 _NOT_PRELOADED = ("__main__", "builtins")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -23,8 +23,8 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 class LocalPool:
     """Up to `workers` processes for one run; each is started when there is work for it, and replaced when it dies."""
 
-    def __init__(self, function: Callable[[Any], Any], workers: int):
-        self.function, self.limit = function, workers
+    def __init__(self, answering: Answering, workers: int):
+        self.answering, self.limit = answering, workers
         self.workers: list[_Worker] = []
 
     def run(self, backlog: Backlog, progress: Callable[[int], None] | None) -> Iterator[Outcome]:
@@ -51,7 +51,7 @@ class LocalPool:
         for worker in self.workers:
             if worker.chunk is None:
                 return worker
-        self.workers.append(_Worker(self.function))
+        self.workers.append(_Worker(self.answering))
         return self.workers[-1]
 
     def _collect(self, worker: _Worker, backlog: Backlog) -> int:
@@ -70,10 +70,10 @@ class LocalPool:
 class _Worker:
     """A process that answers every list of items with a list of (value, error)."""
 
-    def __init__(self, function: Callable[[Any], Any]):
-        context = _context(function)
+    def __init__(self, answering: Answering):
+        context = _context(answering)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, answering), daemon=True)
         with _one_thread_per_worker():
             self.process.start()
         theirs.close()
@@ -135,7 +135,7 @@ def _modules_of(function: Callable[[Any], Any]) -> list[str]:
     return [name for name in modules if name not in _NOT_PRELOADED]
 
 
-def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+def _serve(connection: Connection, answering: Answering) -> None:
     """Body of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run is interrupted
     while True:
@@ -143,7 +143,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
             items = connection.recv()
         except (EOFError, OSError):
             return
-        answers = [attempt(function, item) for item in items]
+        answers = answering(items)
         try:
             connection.send(answers)
         except (BrokenPipeError, ConnectionResetError):

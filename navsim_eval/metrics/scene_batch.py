@@ -7,7 +7,7 @@ precision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,8 +99,15 @@ class SceneBatch:
     human_poses: Tensor | None  # (S, 8, 3) relative to the ego now; None under pdms_v1
 
     @staticmethod
-    def of(scenes: Sequence[PreparedScene], device: str = "cpu", ignored_tokens: Sequence[str] = ()) -> SceneBatch:
-        """Put scenes behind one another; objects whose track token is ignored can never be hit."""
+    def of(
+        scenes: Sequence[PreparedScene],
+        device: str = "cpu",
+        ignored_tokens: Sequence[Collection[str]] | None = None,
+    ) -> SceneBatch:
+        """Put scenes behind one another.
+
+        ignored_tokens: for each scene the track tokens of objects that can never be hit; none by default
+        """
         origin = torch.from_numpy(np.stack([scene.origin for scene in scenes])).to(device)
         initial = np.stack([scene.cache.initial_state for scene in scenes]).astype(np.float64)
         initial[:, :2] -= np.stack([scene.origin for scene in scenes])
@@ -121,7 +128,7 @@ class SceneBatch:
             reference_poses=_sampled_reference(scenes, start),
             areas=DrivableAreas(polygons, **roles),
             centerline=Polylines.of([scene.centerline for scene in scenes], device),
-            boxes=_pack_boxes(scenes, device, set(ignored_tokens)),
+            boxes=_pack_boxes(scenes, device, ignored_tokens or [()] * len(scenes)),
             red_lights=_pack_red_lights(scenes, width, device),
             history=[_history(scene, device) for scene in scenes],
             human_poses=_human_poses(scenes, device),
@@ -139,19 +146,19 @@ def _sampled_reference(scenes: Sequence[PreparedScene], start_time_us: Tensor) -
     return interpolate_poses(torch.from_numpy(poses).to(times.device), times, sample_times_us(start_time_us))
 
 
-def _pack_boxes(scenes: Sequence[PreparedScene], device: str, ignored_tokens: set[str]) -> Boxes:
+def _pack_boxes(scenes: Sequence[PreparedScene], device: str, ignored_tokens: Sequence[Collection[str]]) -> Boxes:
     steps = min(len(scene.object_poses) for scene in scenes)
     count = max(1, *(len(scene.is_agent) for scene in scenes))
     poses = np.full((len(scenes), steps, count, 3), np.nan)
     sizes = np.zeros((len(scenes), count, 2))
     flags = np.zeros((3, len(scenes), count), bool)
-    for i, scene in enumerate(scenes):
+    for i, (scene, ignored) in enumerate(zip(scenes, ignored_tokens, strict=True)):
         n = len(scene.is_agent)
         poses[i, :, :n] = scene.object_poses[:steps]
         sizes[i, :n] = scene.half_sizes
         flags[0, i, :n], flags[1, i, :n] = scene.is_agent, scene.is_stopped
-        if ignored_tokens:
-            flags[2, i, :n] = [token in ignored_tokens for token in scene.cache.observation.tokens]
+        if ignored:
+            flags[2, i, :n] = [token in ignored for token in scene.cache.observation.tokens]
     x, y, heading = torch.from_numpy(poses).to(device).unbind(-1)
     half_length, half_width = torch.from_numpy(sizes).to(device).unbind(-1)
     return Boxes(

@@ -1,15 +1,17 @@
 """A centreline that can be projected on and walked along.
 
-The reference planner drives along three of these, one object at a time; metrics project whole batches of scenes with
-`navsim_eval.metrics.polyline`. Coordinates are global metres in float64.
+The reference planner drives along three of these a scene, those of many scenes side by side (`Paths`); metrics project
+whole batches of scenes with `navsim_eval.metrics.polyline`. Coordinates are global metres in float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import shapely
+import torch
 
 from navsim_eval.geometry import wrap_angle
 
@@ -46,13 +48,13 @@ class Path:
         return shapely.linestrings(self.poses[:, :2])
 
     @cached_property
-    def _unwrapped(self) -> np.ndarray:
+    def unwrapped(self) -> np.ndarray:
+        """(M, 3) poses with headings that do not jump."""
         return np.column_stack([self.poses[:, :2], np.unwrap(self.poses[:, 2])])
 
     @cached_property
-    def _slope(self) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore"):  # doubled vertices; queries never fall between them
-            return np.diff(self._unwrapped, axis=0) / np.diff(self.arc_length)[:, None]
+    def _alone(self) -> Paths:
+        return Paths([self])
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Arc length (...) of the point of the path nearest to each of (..., 2) points; saturates at both ends."""
@@ -60,13 +62,8 @@ class Path:
 
     def interpolate(self, arc_length: np.ndarray) -> np.ndarray:
         """Poses (..., 3) at arc lengths (...), clipped to the path; heading wrapped, NaN becomes 0."""
-        query = np.minimum(np.maximum(arc_length, MIN_ARC_LENGTH), self.length)
-        # before the first vertex: a path of no length; behind the last one: NaN
-        segment = np.clip(np.searchsorted(self.arc_length, query) - 1, 0, len(self.poses) - 2)
-        poses = self._unwrapped[segment] + self._slope[segment] * (query - self.arc_length[segment])[..., None]
-        poses[..., 2] = wrap_angle(poses[..., 2])
-        poses[np.isnan(poses)] = 0.0
-        return poses
+        arc_length = np.asarray(arc_length, np.float64)
+        return self._alone.interpolate(arc_length.reshape(1, -1)).reshape(*arc_length.shape, 3)
 
     def shifted(self, offset: float) -> Path:
         """Parallel path `offset` metres to the left (negative: to the right); headings stay."""
@@ -92,3 +89,36 @@ class Path:
 
     def _exact(self, arc_length: np.ndarray) -> np.ndarray:
         return np.column_stack([np.interp(arc_length, self.arc_length, self.poses[:, k]) for k in (0, 1)])
+
+
+class Paths:
+    """R paths side by side, to be walked along at once.
+
+    length: (R,) of each [m]
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        shape = len(paths), max(len(path.poses) for path in paths)
+        self.length = np.array([path.length for path in paths])
+        self._last_segment = np.array([len(path.poses) - 2 for path in paths])
+        self._arc_length = np.full(shape, np.inf)
+        self._poses, self._slope = np.zeros((*shape, 3)), np.zeros((*shape, 3))
+        for row, path in enumerate(paths):
+            vertices = len(path.poses)
+            self._arc_length[row, :vertices], self._poses[row, :vertices] = path.arc_length, path.unwrapped
+            with np.errstate(divide="ignore", invalid="ignore"):  # doubled vertices; queries never fall between them
+                steps = np.diff(path.unwrapped, axis=0) / np.diff(path.arc_length)[:, None]
+            self._slope[row, : vertices - 1] = steps
+
+    def interpolate(self, arc_length: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Poses (Q, C, 3) at arc lengths (Q, C) along the paths `rows` (Q,), by default all; see `Path.interpolate`."""
+        rows = np.arange(len(self.length)) if rows is None else rows
+        query = np.minimum(np.maximum(arc_length, MIN_ARC_LENGTH), self.length[rows, None])
+        # before the first vertex: a path of no length; behind the last one: NaN
+        above = torch.searchsorted(torch.from_numpy(self._arc_length[rows]), torch.from_numpy(query)).numpy()
+        segment = np.clip(above - 1, 0, self._last_segment[rows, None])
+        place = rows[:, None], segment
+        poses = self._poses[place] + self._slope[place] * (query - self._arc_length[place])[..., None]
+        poses[..., 2] = wrap_angle(poses[..., 2])
+        poses[np.isnan(poses)] = 0.0
+        return poses

@@ -77,7 +77,7 @@ def test_a_side_contact_counts_only_where_the_ego_straddles_lanes(offset: float,
 def test_tracks_that_are_absent_or_ignored_cannot_be_hit() -> None:
     street = make_street([car("car", 20.0)])
     states = torch.from_numpy(drive(speed=10.0))[None, None]
-    assert measure(SceneBatch.of([prepare(street)], ignored_tokens=["car"]), states).columns[NC].item() == 1.0
+    assert measure(SceneBatch.of([prepare(street)], ignored_tokens=[["car"]]), states).columns[NC].item() == 1.0
     street.observation.poses[:, 0] = np.nan
     assert judge(street, drive(speed=10.0))[NC] == [1.0]
 

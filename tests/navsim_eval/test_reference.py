@@ -8,14 +8,14 @@ import shapely
 
 from navsim_eval.errors import DataError
 from navsim_eval.geometry import Vehicle
-from navsim_eval.pdm.cache import build_with_plan
+from navsim_eval.pdm.cache import build_with_plans
 from navsim_eval.pdm.observation import Forecast
 from navsim_eval.pdm.path import with_headings
-from navsim_eval.pdm.proposals import Lead, ProposalDriver, idm_acceleration
-from navsim_eval.pdm.reference import first_best, plan_reference
+from navsim_eval.pdm.proposals import Lead, ProposalDriver, Proposals, Start, idm_acceleration
+from navsim_eval.pdm.reference import PlanningTask, ReferencePlan, first_best, plan_references
 from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation
 from tests.golden import needs_golden
-from tests.golden.pdms import debug_scenes, load, scenes
+from tests.golden.pdms import GoldenScene, debug_scenes, load, scenes
 
 CENTERLINE = with_headings(np.column_stack([np.arange(0.0, 301.0, 2.0), np.zeros(151)]))
 EGO = np.array([10.0, 0.0, 0.0])
@@ -42,8 +42,12 @@ def world(*cars: tuple[float, ...], red: shapely.Polygon | None = None, ignored:
     return Forecast(observation, velocity, np.full(len(start), ignored), np.full(len(red_polygons), ignored))
 
 
-def drive(forecast: Forecast, speed: float = 10.0, limit: float | None = 10.0):
-    return ProposalDriver(CENTERLINE, EGO, speed, limit, forecast).drive()
+def driver(forecast: Forecast, speed: float = 10.0, limit: float | None = 10.0) -> ProposalDriver:
+    return ProposalDriver([Start(CENTERLINE, EGO, speed, limit, forecast)])
+
+
+def drive(forecast: Forecast, speed: float = 10.0, limit: float | None = 10.0) -> Proposals:
+    return driver(forecast, speed, limit).drive().of_scene(0)
 
 
 def test_idm_matches_a_case_worked_by_hand() -> None:
@@ -61,7 +65,7 @@ def test_every_proposal_brakes_in_the_first_step_and_starts_on_its_path() -> Non
 
 def test_on_a_free_road_each_proposal_settles_at_its_share_of_the_limit() -> None:
     for limit, expected in ((10.0, 10.0), (None, 15.0)):
-        target = ProposalDriver(CENTERLINE, EGO, 5.0, limit, world()).target_speed
+        target = driver(world(), 5.0, limit).target_speed
         np.testing.assert_allclose(target, np.tile(expected * np.array([0.2, 0.4, 0.6, 0.8, 1.0]), (3, 1)))
     speed = drive(world(), speed=2.0).speed[:, -1]
     assert (np.diff(speed[:5]) > 0).all() and speed[4] < 10.0
@@ -104,12 +108,12 @@ def test_what_a_slower_proposal_wrote_stays_for_the_faster_ones() -> None:
 
 
 def test_extension_continues_the_chosen_proposal() -> None:
-    driver = ProposalDriver(CENTERLINE, EGO, 10.0, 10.0, world((60.0, 0.0, 3.0)))
-    proposals = driver.drive()
+    road = driver(world((60.0, 0.0, 3.0)))
+    proposals = road.drive()
     for index in (0, 9, 14):
-        extended = driver.extend(proposals, index)
+        (extended,) = road.extend(proposals, np.array([index]))
         assert extended.shape == (51, 3)
-        np.testing.assert_array_equal(extended[:41], proposals.poses[index])
+        np.testing.assert_array_equal(extended[:41], proposals.poses[0, index])
         assert (np.diff(extended[40:, 0]) >= 0.0).all()
 
 
@@ -139,16 +143,20 @@ def scene_cache(forecast: Forecast, metric: str = "pdms_v1") -> MetricCache:
     )
 
 
+def plan_one(cache: MetricCache, speed_limit: float | None, forecast: Forecast) -> ReferencePlan:
+    return plan_references([PlanningTask(cache, speed_limit, forecast)])[0]
+
+
 def test_on_a_free_road_the_fastest_centred_proposal_is_the_plan() -> None:
     free = world()
-    plan = plan_reference(scene_cache(free), 10.0, free)
+    plan = plan_one(scene_cache(free), 10.0, free)
     assert plan.index == 4
     assert plan.poses.shape == (51, 3)
 
 
 def test_what_the_ego_already_overlaps_costs_the_plan_nothing() -> None:
     inside = world((12.0, 0.0, 0.0), ignored=True)
-    plan = plan_reference(scene_cache(inside), 10.0, inside)
+    plan = plan_one(scene_cache(inside), 10.0, inside)
     assert float(plan.scores.columns["no_at_fault_collisions"].min()) == 1.0
 
 
@@ -157,13 +165,17 @@ def test_a_plan_that_is_not_finite_is_refused() -> None:
     cache = scene_cache(free)
     cache.initial_state[3] = 0.0  # standing where nobody may move: 0 / 0
     with pytest.raises(DataError, match=r"scene \[map\].*not finite \(speed limit 0.0\)"):
-        plan_reference(cache, 0.0, free)
+        plan_one(cache, 0.0, free)
+
+
+def golden_plan(golden: GoldenScene, metric: str) -> ReferencePlan:
+    return build_with_plans([golden.scene], [golden.road_map], metric)[0][1]
 
 
 @needs_golden
 def test_proposals_equal_the_reference() -> None:
     for golden in debug_scenes():
-        plan, expected = build_with_plan(golden.scene, golden.road_map, "pdms_v1")[1], golden.debug
+        plan, expected = golden_plan(golden, "pdms_v1"), golden.debug
         got = plan.proposals
         rollout = np.stack([got.progress, got.speed], axis=-1)
         for name, value in (("poses", got.poses), ("lead", got.lead), ("idm", rollout)):
@@ -174,7 +186,7 @@ def test_proposals_equal_the_reference() -> None:
 def test_the_choice_equals_the_reference_in_every_scene() -> None:
     expected = load("scores_v1")
     for golden in scenes():
-        plan, row = build_with_plan(golden.scene, golden.road_map, "pdms_v1")[1], golden.row
+        plan, row = golden_plan(golden, "pdms_v1"), golden.row
         assert plan.index == expected["reference_proposal_index"][row], golden.name
         scores = plan.scores.columns["score"].numpy()
         np.testing.assert_allclose(scores, expected["proposal_scores"][row], rtol=0, atol=1e-8, err_msg=golden.name)
@@ -184,7 +196,7 @@ def test_the_choice_equals_the_reference_in_every_scene() -> None:
 @needs_golden
 def test_the_choice_under_v2_equals_the_reference() -> None:
     for golden in debug_scenes():
-        plan, expected = build_with_plan(golden.scene, golden.road_map, "epdms_v2")[1], golden.debug
+        plan, expected = golden_plan(golden, "epdms_v2"), golden.debug
         assert plan.index == expected["v2_reference_index"], golden.name
         scores = plan.scores.columns["score"].numpy()
         np.testing.assert_allclose(scores, expected["v2_proposal_scores"], rtol=0, atol=1e-8, err_msg=golden.name)

@@ -19,7 +19,7 @@ from navsim_eval.metrics.aggregate import table_columns
 from navsim_eval.metrics.scene_batch import prepare
 from navsim_eval.pdm.dynamics import interpolate_trajectory, simulate
 from navsim_eval.pdm.types import MetricCache, StateIndex
-from navsim_eval.scoring import score, score_batch
+from navsim_eval.scoring import compare_states, score
 from tests.navsim_eval.street import BUMPER, ORIGIN, Car, car, light, make_street
 
 SEEDS = st.integers(0, 10_000)
@@ -258,11 +258,12 @@ def test_wrong_metrics_are_refused() -> None:
 def test_a_batch_of_states_is_normalised_by_its_best_row() -> None:
     street = make_street([car("car", BUMPER + 25.0)])
     poses = interpolate_trajectory(street.initial_state[:3], street.start_time_us, straight(2.0, 4.0, 12.0))
-    found = score_batch(prepare(street), simulate(street.initial_state, poses))
+    states = simulate(street.initial_state, poses)[None]
+    found = compare_states([prepare(street)], states).select(0)
     raw = found.details["raw_progress"]
     assert found.columns["no_at_fault_collisions"].tolist() == [1.0, 1.0, 0.0]
     np.testing.assert_allclose(found.columns["ego_progress"], [raw[0] / raw[1], 1.0, 0.0], atol=1e-12)
-    spared = score_batch(prepare(street), simulate(street.initial_state, poses), ignored_tokens=["car"])
+    spared = compare_states([prepare(street)], states, ignored_tokens=[["car"]]).select(0)
     np.testing.assert_allclose(spared.columns["ego_progress"], raw / raw[2], atol=1e-12)
 
 

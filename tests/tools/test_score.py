@@ -140,14 +140,14 @@ def test_a_subset_of_the_scenes_is_scored_alone(plans, dataset, call, tmp_path) 
 
 def test_a_scene_that_cannot_be_scored_is_counted_and_named(plans, world, monkeypatch, tmp_path) -> None:
     victim = str(np.load(plans)["tokens"][1])
-    build = metric_caches.build_metric_cache
+    build = metric_caches.build_metric_caches
 
-    def broken(scene, road_map, metric):
-        if scene.token == victim:
+    def broken(scenes, road_maps, metric):
+        if any(scene.token == victim for scene in scenes):
             raise DataError("map.gpkg", "a lane has no polygon")
-        return build(scene, road_map, metric)
+        return build(scenes, road_maps, metric)
 
-    monkeypatch.setattr(metric_caches, "build_metric_cache", broken)
+    monkeypatch.setattr(metric_caches, "build_metric_caches", broken)
     config = ScoreConfig(world.data, str(plans), SPLIT, output=str(tmp_path / "a.csv"), workers=1)
     scores = score_file(config)
     assert scores.failures == {victim: "map.gpkg: a lane has no polygon"}
