@@ -51,15 +51,21 @@ class FieldReader:
 
     def numbers(self, key: str, shape: tuple[int, ...], finite: bool = True) -> np.ndarray:
         """Field as float64 of the given shape (-1: any length, also for an empty array of any shape)."""
-        array = self.parse(key, lambda value: np.asarray(bounded(value), dtype=np.float64))
+        array = self.values.get(key)
+        if type(array) is not np.ndarray or array.dtype != np.float64 or array.size > MOST_ELEMENTS:  # as logs hold it
+            array = self.parse(key, lambda value: np.asarray(bounded(value), dtype=np.float64))
         if array.size == 0 and shape[0] == -1:
             array = array.reshape(0, *shape[1:])
-        if array.ndim != len(shape) or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
+        if array.shape != shape and not _fits(array.shape, shape):
             wanted = str(shape).replace("-1", "n")
             raise self.error(key, f"shape {array.shape} where {wanted} is expected")
         if finite and not np.isfinite(array).all():
             raise self.error(key, "not finite")
         return array
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
 
 
 def single_precision(field: FieldReader, key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -107,8 +113,13 @@ def bounded(value: Any) -> Any:
     while pending:
         item = pending.pop()
         left -= item.size if isinstance(item, np.ndarray) else len(item) if isinstance(item, list | tuple | str) else 1
+        if isinstance(item, list | tuple):
+            for part in item:
+                kind = type(part)  # a log has thousands of short texts and numbers
+                if kind is str:
+                    left -= len(part)
+                elif kind not in (int, float, bool) and isinstance(part, list | tuple | str | np.ndarray):
+                    pending.append(part)
         if left < 0:
             raise ValueError(f"more than {MOST_ELEMENTS} elements")
-        if isinstance(item, list | tuple):
-            pending += [part for part in item if isinstance(part, list | tuple | str | np.ndarray)]
     return value

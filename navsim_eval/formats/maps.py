@@ -262,6 +262,11 @@ class RoadMap:
         kind = "lane_connectors" if self.is_block_connector(block_id) else "lanes_polygons"
         return self._interior[kind].get(block_id, ())
 
+    @functools.cached_property
+    def connector_polygon_ids(self) -> np.ndarray:
+        """(n,) str: lane connector of each row of the layer of connector polygons."""
+        return self.layer("gen_lane_connectors_scaled_width_polygons").keys("lane_connector_fid")
+
     # --- indices behind the relations, each built on first use ---
 
     @functools.cached_property
@@ -271,7 +276,7 @@ class RoadMap:
 
     @functools.cached_property
     def _connector_polygon_rows(self) -> dict[str, int]:
-        return _first_rows(self.layer("gen_lane_connectors_scaled_width_polygons").keys("lane_connector_fid"))
+        return _first_rows(self.connector_polygon_ids)
 
     @functools.cached_property
     def _edge_graph(self) -> _Graph:

@@ -221,6 +221,9 @@ def _make_array_class() -> type[np.ndarray]:
     return Array
 
 
+_WITHOUT_PARTS = frozenset((str, int, float, bool, bytes, type(None)))  # nearly all that a log holds
+
+
 def _with_plain_arrays(content: Any) -> Any:
     """The content with numpy's own arrays in its lists and dicts, which are changed in place (each once)."""
     stack, seen = [[content]], set()
@@ -228,6 +231,8 @@ def _with_plain_arrays(content: Any) -> Any:
     while stack:
         container = stack.pop()
         for key, item in container.items() if isinstance(container, dict) else enumerate(container):
+            if type(item) in _WITHOUT_PARTS:
+                continue
             if isinstance(item, np.ndarray):
                 if not isinstance(container, tuple):
                     container[key] = item.view(np.ndarray)

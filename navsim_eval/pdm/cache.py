@@ -22,7 +22,15 @@ from navsim_eval.formats.maps import RoadMap
 from navsim_eval.formats.synthetic import FutureStep, SyntheticScene
 from navsim_eval.pdm.drivable import build_drivable_map
 from navsim_eval.pdm.lane_graph import lane_graph
-from navsim_eval.pdm.observation import FRAME_STEPS, forecast, recorded_observation, resample, split_at_ego
+from navsim_eval.pdm.observation import (
+    FRAME_STEPS,
+    Objects,
+    forecast,
+    global_objects,
+    recorded_observation,
+    resample,
+    split_at_ego,
+)
 from navsim_eval.pdm.reference import PlanningTask, ReferencePlan, plan_references
 from navsim_eval.pdm.route import Route, correct_route, route_centerline, starting_lane
 from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation, StateIndex, TrafficStart
@@ -81,7 +89,8 @@ def _planning_task(scene: Scene | SyntheticScene, road_map: RoadMap, metric: str
     route = correct_route(frame.roadblock_ids, frame.ego_pose, graph, token=window.token)
     drivable_map = build_drivable_map(road_map, frame.ego_pose, route.lanes)
     start = starting_lane(route, drivable_map, frame.ego_pose, graph)
-    observation, traffic = _world(frames, road_map, route, metric)
+    objects = [global_objects(moment) for moment in frames]
+    observation, traffic = _world(frames, objects, road_map, route, metric)
     cache = MetricCache(
         metric=metric,
         token=window.token,
@@ -99,7 +108,7 @@ def _planning_task(scene: Scene | SyntheticScene, road_map: RoadMap, metric: str
         synthetic=synthetic,
         traffic=traffic,
     )
-    return PlanningTask(cache, road_map.speed_limit(start), forecast(frame, road_map, route.lanes))
+    return PlanningTask(cache, road_map.speed_limit(start), forecast(frame, road_map, route.lanes, objects[0]))
 
 
 def initial_state(frame: Frame) -> np.ndarray:
@@ -140,14 +149,15 @@ def _observed_future(token: str, future: Sequence[Frame | FutureStep], metric: s
 
 
 def _world(
-    frames: tuple[Frame | FutureStep, ...], road_map: RoadMap, route: Route, metric: str
+    frames: Sequence[Frame | FutureStep], objects: Sequence[Objects], road_map: RoadMap, route: Route, metric: str
 ) -> tuple[Observation, TrafficStart | None]:
     """The replayed world, and under `epdms_v2` what the world that reacts to the ego starts from."""
     if metric == "pdms_v1":
-        return recorded_observation(frames), None
+        return recorded_observation(frames, objects=objects), None
+    ego_pose = frames[0].ego_pose
     edges = [edge for block in route.logged for edge in road_map.interior_edges(block)]
-    kept, dropped = split_at_ego(recorded_observation(frames, edges, road_map), frames[0].ego_pose)
-    return kept, start_of_traffic(frames, kept, dropped, road_map)
+    kept, dropped = split_at_ego(recorded_observation(frames, edges, road_map, objects), ego_pose)
+    return kept, start_of_traffic(objects, ego_pose, kept, dropped, road_map)
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def global_objects(frame: Frame | FutureStep) -> Objects:
     Raises DataError where the frame carries no annotations.
     """
     if isinstance(frame, FutureStep):
-        is_agent = ~np.isin(frame.names, STATIC_CLASSES)
+        is_agent = _is_agent(frame.names)
         return Objects(frame.track_tokens, frame.names, frame.poses, frame.sizes[:, :2], is_agent, frame.velocity)
     boxes = frame.annotations
     if boxes is None:
@@ -80,7 +80,7 @@ def global_objects(frame: Frame | FutureStep) -> Objects:
     known = np.isfinite(boxes.boxes[:, _PLANAR]).all(axis=1)
     if not known.all():
         boxes = Annotations(boxes.boxes[known], boxes.names[known], boxes.velocity[known], boxes.track_tokens[known])
-    is_agent = ~np.isin(boxes.names, STATIC_CLASSES)
+    is_agent = _is_agent(boxes.names)
     cos, sin = np.cos(frame.ego_pose[2]), np.sin(frame.ego_pose[2])
     vx, vy = boxes.velocity[:, 0], boxes.velocity[:, 1]
     velocity = np.column_stack([cos * vx - sin * vy, sin * vx + cos * vy])
@@ -94,17 +94,25 @@ def global_objects(frame: Frame | FutureStep) -> Objects:
     )
 
 
+def _is_agent(names: np.ndarray) -> np.ndarray:
+    return np.array([name not in STATIC_CLASSES for name in names.tolist()], bool)  # np.isin takes far longer
+
+
 def recorded_observation(
-    frames: Sequence[Frame | FutureStep], red_light_edges: Collection[str] = (), road_map: RoadMap | None = None
+    frames: Sequence[Frame | FutureStep],
+    red_light_edges: Collection[str] = (),
+    road_map: RoadMap | None = None,
+    objects: Sequence[Objects] | None = None,
 ) -> Observation:
     """The recorded future at 10 Hz.
 
     frames:          now and the future, F of them, 0.5 s apart; gives 5 · (F - 1) + 1 time steps
     red_light_edges: lane connectors whose red phases become obstacles (needs `road_map`); the state of a frame holds
                      until the next one
+    objects:         `global_objects` of the frames, where the caller has them already
     A track is present from its first to its last frame; one that is seen only once stays there all the time.
     """
-    objects = [global_objects(frame) for frame in frames]
+    objects = [global_objects(frame) for frame in frames] if objects is None else objects
     frame_index = np.concatenate([np.full(len(o.tokens), k) for k, o in enumerate(objects)])
     tokens, first, track = _by_first_appearance(np.concatenate([o.tokens for o in objects]))
     poses = np.full((len(frames), len(tokens), 3), np.nan)
@@ -161,12 +169,13 @@ def _tracks(observation: Observation, chosen: np.ndarray) -> Observation:
     )
 
 
-def forecast(frame: Frame, road_map: RoadMap, route_lanes: Collection[str]) -> Forecast:
+def forecast(frame: Frame, road_map: RoadMap, route_lanes: Collection[str], objects: Objects | None = None) -> Forecast:
     """What the reference planner believes will happen, from one frame alone.
 
     route_lanes: lanes of the corrected route; its red connectors are obstacles for good.
+    objects:     `global_objects` of the frame, where the caller has them already
     """
-    objects = global_objects(frame)
+    objects = global_objects(frame) if objects is None else objects
     rows = _nearest_by_class(objects, ego_center(frame.ego_pose)[:2])
     poses = objects.poses[rows]
     velocity = np.nan_to_num(objects.velocity[rows])  # unknown: standing

@@ -17,12 +17,10 @@ import numpy as np
 import shapely
 
 from navsim_eval.formats.maps import Layer, RoadMap
-from navsim_eval.formats.synthetic import FutureStep
 from navsim_eval.geometry import box_corners, ego_corners
-from navsim_eval.pdm.observation import global_objects
+from navsim_eval.pdm.observation import Objects
 from navsim_eval.pdm.path import with_headings
 from navsim_eval.pdm.types import Observation, TrafficStart
-from navsim_eval.scene import Frame
 
 DEFAULT_TARGET_SPEED = 10.0  # m/s, until a lane with a speed limit was met
 SNAP_DISTANCE = 3.0  # m, a vehicle further from the line is not driven
@@ -32,23 +30,22 @@ _REPEATED = 1e-8  # m, closer vertices count once
 
 
 def start_of_traffic(
-    frames: Sequence[Frame | FutureStep], kept: Observation, dropped: Observation, road_map: RoadMap
+    seen: Sequence[Objects], ego_pose: np.ndarray, kept: Observation, dropped: Observation, road_map: RoadMap
 ) -> TrafficStart:
     """What reactive traffic starts from.
 
-    frames: now and the observed future;  kept, dropped: the recorded tracks that are clear of the ego now, and those
-    that touch it
+    seen: objects now and in each frame of the observed future;  ego_pose: (3,) rear axle now
+    kept, dropped: the recorded tracks that are clear of the ego now, and those that touch it
     """
     tokens = np.concatenate([kept.tokens, dropped.tokens])
     row_of = {token: row for row, token in enumerate(tokens.tolist())}
-    seen = [global_objects(frame) for frame in frames]
     name_of: dict[str, str] = {}
     for objects in reversed(seen):  # a track is what it was when it was first seen
         name_of |= dict(zip(objects.tokens.tolist(), objects.names.tolist(), strict=True))
     now = seen[0]
     vehicles = np.flatnonzero(now.names == "vehicle")
     speed = np.hypot(*now.velocity[vehicles].T)
-    rails = lay_rails(now.poses[vehicles], now.sizes[vehicles], speed, frames[0].ego_pose, road_map)
+    rails = lay_rails(now.poses[vehicles], now.sizes[vehicles], speed, ego_pose, road_map)
     track = np.array([row_of[token] for token in now.tokens[vehicles]], np.int32)
     return TrafficStart(
         replayed=np.array([name_of[token] != "vehicle" for token in tokens.tolist()], bool),
@@ -96,24 +93,25 @@ def lay_rails(
     intersections. Any other vehicle vanishes after now.
     """
     below = _Below(poses, road_map)
-    driven, standing, lines, taken = [], [], {}, [shapely.polygons(ego_corners(ego_pose))]
+    edges = [below.edges(row) for row in range(len(poses))]
+    nearest = _Nearest(poses, edges, road_map)
+    boxes = shapely.polygons(box_corners(nearest.pose, sizes[:, 0], sizes[:, 1]))
+    touches_ego = shapely.intersects(boxes, shapely.polygons(ego_corners(ego_pose)))
+    touches = shapely.intersects(boxes[:, None], boxes)
+    far = np.hypot(*(nearest.pose[:, :2] - poses[:, :2]).T) > SNAP_DISTANCE
+    driven, standing, lines, taken = [], [], {}, np.zeros(len(poses), bool)
     target = DEFAULT_TARGET_SPEED
-    for row, (pose, size) in enumerate(zip(poses, sizes, strict=True)):
-        edge = _starting_edge(pose, below.edges(row), road_map)
+    for row, edge in enumerate(nearest.edge):
         if edge is None:
             if speed[row] < PARKED_SPEED and not below.on_road(row):
                 standing.append(row)
-            continue
-        progress, snapped = _nearest_pose(road_map.baseline(edge), pose)
-        if np.hypot(*(snapped[:2] - pose[:2])) > SNAP_DISTANCE:
+        elif far[row]:
             standing.append(row)
-            continue
-        box = shapely.polygons(box_corners(snapped, *size))
-        if shapely.intersects(box, taken).any():
-            continue
-        taken.append(box)
-        target = road_map.speed_limit(edge) or target
-        driven.append((row, lines.setdefault(edge, len(lines)), *snapped, progress, target))
+        elif not touches_ego[row] and not touches[row, taken].any():
+            taken[row] = True
+            target = road_map.speed_limit(edge) or target
+            line = lines.setdefault(edge, len(lines))
+            driven.append((row, line, *nearest.pose[row], nearest.progress[row], target))
     table = np.array(driven, np.float64).reshape(-1, 7)
     points = [road_map.baseline(edge) for edge in lines]
     return Rails(
@@ -132,14 +130,10 @@ class _Below:
     """What of the map lies below each of N points: rows (ascending) of polygons that hold it, boundaries excluded."""
 
     def __init__(self, poses: np.ndarray, road_map: RoadMap):
-        connectors = road_map.layer("gen_lane_connectors_scaled_width_polygons")
         self._lanes = self._found(poses, road_map.layer("lanes_polygons"))
         self._intersections = self._found(poses, road_map.layer("intersections"))
-        self._connectors = self._found(poses, connectors)
-        self._lane_ids, self._connector_ids = (
-            road_map.layer("lanes_polygons").ids,
-            connectors.keys("lane_connector_fid"),
-        )
+        self._connectors = self._found(poses, road_map.layer("gen_lane_connectors_scaled_width_polygons"))
+        self._lane_ids, self._connector_ids = road_map.layer("lanes_polygons").ids, road_map.connector_polygon_ids
 
     @staticmethod
     def _found(poses: np.ndarray, layer: Layer) -> list[np.ndarray]:
@@ -156,23 +150,39 @@ class _Below:
         return self._connector_ids[self._connectors[index] if len(self._intersections[index]) else np.zeros(0, int)]
 
 
-def _starting_edge(pose: np.ndarray, edges: np.ndarray, road_map: RoadMap) -> str | None:
-    """Which of the edges below a vehicle (3,) is best in line with it; None if there is none."""
-    if len(edges) < 2:
-        return str(edges[0]) if len(edges) else None
-    differences = [abs(_nearest_pose(road_map.baseline(edge), pose)[1][2] - pose[2]) for edge in edges]
-    return str(edges[int(np.argmin(differences))])
+class _Nearest:
+    """The edge that each of N vehicles starts on: of those below it the one best in line with it.
+
+    edge: None where there is none below;  progress, pose: arc length (N,) and pose (N, 3) of the nearest point of the
+    edge's line, heading over half a metre ahead; 0 and the vehicle's own pose where there is no edge
+    """
+
+    def __init__(self, poses: np.ndarray, edges: Sequence[np.ndarray], road_map: RoadMap):
+        vehicle = np.repeat(np.arange(len(poses)), [len(below) for below in edges])
+        names = [str(edge) for below in edges for edge in below]
+        curve = {edge: shapely.linestrings(road_map.baseline(edge)) for edge in dict.fromkeys(names)}
+        progress, found = _nearest_poses(np.array([curve[edge] for edge in names], object), poses[vehicle])
+        turned = np.abs(found[:, 2] - poses[vehicle, 2])
+        self.edge: list[str | None] = [None] * len(poses)
+        self.progress, self.pose = np.zeros(len(poses)), poses.copy()
+        for row in np.unique(vehicle):
+            pairs = np.flatnonzero(vehicle == row)
+            best = pairs[int(np.argmin(turned[pairs]))]
+            self.edge[row], self.progress[row], self.pose[row] = names[best], progress[best], found[best]
 
 
-def _nearest_pose(line: np.ndarray, pose: np.ndarray) -> tuple[float, np.ndarray]:
-    """Arc length and pose (3,) of the point of a line (M, 2) nearest to a pose; heading over half a metre ahead."""
-    curve = shapely.linestrings(line)
-    progress = float(shapely.line_locate_point(curve, shapely.points(pose[:2])))
-    here, ahead = shapely.get_coordinates(shapely.line_interpolate_point(curve, [progress, progress + _CHORD]))
+def _nearest_poses(curves: np.ndarray, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Arc lengths (K,) and poses (K, 3) of the points of K lines nearest to poses (K, 3)."""
+    progress = shapely.line_locate_point(curves, shapely.points(poses[:, :2]))
+    here, ahead = (
+        shapely.get_coordinates(shapely.line_interpolate_point(curves, distance))
+        for distance in (progress, progress + _CHORD)
+    )
     step = ahead - here
-    if not step.any():  # at the end: look back
-        step = here - shapely.get_coordinates(shapely.line_interpolate_point(curve, progress - _CHORD))[0]
-    return progress, np.array([*here, np.arctan2(step[1], step[0])])
+    at_end = ~step.any(axis=1)  # look back
+    behind = shapely.line_interpolate_point(curves[at_end], progress[at_end] - _CHORD)
+    step[at_end] = here[at_end] - shapely.get_coordinates(behind)
+    return progress, np.column_stack([here, np.arctan2(step[:, 1], step[:, 0])])
 
 
 def driven_line(line: np.ndarray) -> np.ndarray:
