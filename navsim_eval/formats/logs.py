@@ -157,7 +157,8 @@ def _lidar_to_ego(field: FieldReader) -> tuple[np.ndarray, np.ndarray] | None:
     """Rotation and translation of the LiDAR in the ego frame; None for the identity, as in all published logs."""
     rotation, translation = np.eye(3), np.zeros(3)
     if field.values.get("lidar2ego_rotation") is not None:
-        rotation = rotation_matrix(_quaternion(field, "lidar2ego_rotation"))
+        quaternion = _quaternion(field, "lidar2ego_rotation")
+        rotation = rotation_matrix(quaternion) if quaternion[1:].any() else rotation
     if field.values.get("lidar2ego_translation") is not None:
         translation = field.numbers("lidar2ego_translation", (3,))
     identity = np.array_equal(rotation, np.eye(3)) and not translation.any()

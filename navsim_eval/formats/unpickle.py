@@ -12,11 +12,13 @@ read, which looks at the element type before numpy takes over the data.
 from __future__ import annotations
 
 import collections
+import gc
 import io
 import pickle
 import pickletools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ def load_pickle(path: Path | str, extra: Mapping[tuple[str, str], Any] | None = 
     try:
         stream = path.read_bytes()
         _walk(stream)
-        content = _RestrictedUnpickler(io.BytesIO(stream), {**_allowed(), **(extra or {})}).load()
+        with _without_garbage_collection():
+            content = _RestrictedUnpickler(io.BytesIO(stream), {**_allowed(), **(extra or {})}).load()
     except FileNotFoundError as error:
         raise DataError(path, "no such file", remedy="check data.root (or $OPENSCENE_DATA_ROOT)") from error
     except OSError as error:
@@ -50,6 +53,18 @@ def load_pickle(path: Path | str, extra: Mapping[tuple[str, str], Any] | None = 
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(path, f"not a readable pickle ({detail})", remedy=_DAMAGED) from error
     return _with_plain_arrays(content)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Nothing of what is read can be garbage yet; looking for it again and again takes as long as reading."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class _Forbidden(Exception):
@@ -76,10 +91,11 @@ def _opcodes(argument_bytes: int) -> bytes:
     return b"[" + b"".join(re.escape(code.encode("latin1")) for code in codes) + b"]"
 
 
-# A run of opcodes of fixed length, memo indices below 2^24, and the 16-character tokens that logs are full of.
+# A run of opcodes of fixed length, memo indices below 2^24, and what logs are full of: tokens of 16 characters, arrays
+# of 3, 5 and 9 numbers.
+_FREQUENT = rb"|r...\x00|\x8c\x10.{16}|C(?:\x18.{24}|\x28.{40}|\x48.{72})"
 _RUN = re.compile(
-    b"(?:" + b"|".join(_opcodes(size) + b"." * size for size in (0, 1, 2, 4, 8)) + b"|r...\x00|\x8c\x10.{16})*+",
-    re.DOTALL,
+    b"(?:" + b"|".join(_opcodes(size) + b"." * size for size in (0, 1, 2, 4, 8)) + _FREQUENT + b")*+", re.DOTALL
 )
 _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,

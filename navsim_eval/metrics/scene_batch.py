@@ -50,12 +50,15 @@ class PreparedScene:
     is_stopped: np.ndarray
 
 
-def prepare(cache: MetricCache) -> PreparedScene:
-    """Pack a metric cache for scoring; worth keeping when a scene is scored more than once."""
+def prepare(cache: MetricCache, extent: float = np.inf) -> PreparedScene:
+    """Pack a metric cache for scoring; worth keeping when a scene is scored more than once.
+
+    extent: how far from its position now the ego gets at most [m], where that is known; a smaller grid is ready sooner
+    """
     state, drivable, seen = cache.initial_state, cache.drivable_map, cache.observation
     origin = np.array(state[:2], np.float64)
     speed = float(np.hypot(state[StateIndex.VX], state[StateIndex.VY]))
-    reach = float(np.clip(_REACH_TIME * speed + _REACH_MARGIN, _MIN_REACH, _MAX_REACH))
+    reach = min(extent, float(np.clip(_REACH_TIME * speed + _REACH_MARGIN, _MIN_REACH, _MAX_REACH)))
     red_polygons = seen.red_light_polygons if cache.metric == "epdms_v2" else seen.red_light_polygons[:0]
     kinds = np.asarray(drivable.kinds)
     is_lane = np.isin(kinds, (AreaKind.LANE, AreaKind.LANE_CONNECTOR))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from navsim_eval.errors import DataError
+from navsim_eval.geometry import Vehicle
 from navsim_eval.pdm.dynamics import simulate
 from navsim_eval.pdm.observation import Forecast
 from navsim_eval.pdm.proposals import ProposalDriver, Proposals, Start
@@ -73,7 +74,11 @@ def plan_references(tasks: Sequence[PlanningTask]) -> list[ReferencePlan]:
             raise DataError(task.scene.token, problem, field="map", remedy=remedy)
     initial_states = np.stack([task.scene.initial_state for task in tasks])
     states = simulate(initial_states[:, None], proposals.poses)
-    imagined = [prepare(_imagined(task, poses[0])) for task, poses in zip(tasks, proposals.poses, strict=True)]
+    extents = np.abs(states.numpy() - initial_states[:, None, None])[..., :2].max(axis=(1, 2, 3)) + Vehicle.LENGTH
+    imagined = [
+        prepare(_imagined(task, poses[0]), extent)
+        for task, poses, extent in zip(tasks, proposals.poses, extents, strict=True)
+    ]
     ignored = [task.forecast.observation.tokens[task.forecast.ignored].tolist() for task in tasks]
     scores = compare_states(imagined, states, ignored)
     chosen = np.array([first_best(row) for row in scores.columns["score"].numpy()])
