@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import shapely
@@ -20,7 +21,7 @@ from navsim_eval.city.traffic import EGO_KIND, STEP_S, Track
 from navsim_eval.errors import DataError
 from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import Vehicle, box_corners, to_global, to_local
-from navsim_eval.pdm.cache import build_metric_cache
+from navsim_eval.pdm.cache import build_metric_caches
 from navsim_eval.planners import constant_velocity, human
 from navsim_eval.scene import FRAME_INTERVAL_S, Frame, Scene
 from navsim_eval.scoring import score
@@ -34,6 +35,7 @@ TURN_RAD = np.radians(25.0)
 MIN_ROUTE_LEFT_M = 110.0
 MAX_RUN = 6  # consecutive scenes a log
 GAP_FRAMES = 4  # between two logs of one vehicle
+RUNS_TOGETHER = 6  # proposals judged at a time: a good dozen of scenes, see `build_metric_caches`
 
 # What the driver does over the next 4 s, and how often we look for it.
 CATEGORY_WEIGHTS = {
@@ -60,16 +62,14 @@ class Run:
 
 def select_runs(recorder: Recorder, road_map: RoadMap, quota: int, rng: np.random.Generator) -> list[Run]:
     """Runs that hold `quota` scenes altogether, or fewer where the district has no more to offer."""
-    moments = _Moments(recorder, road_map)
+    proposals = _Moments(recorder, road_map).proposals(rng)
     runs: list[Run] = []
     missing = quota
-    for drive, first, count in moments.proposals(rng):
-        if missing <= 0:
-            break
-        for start, length in _kept(recorder, road_map, drive, first, count):
-            length = min(length, missing)
+    while missing > 0 and (group := list(islice(proposals, RUNS_TOGETHER))):
+        for kept in _kept(recorder, road_map, group):
+            length = min(kept.count, missing)
             if length > 0:
-                runs.append(Run(drive, first + start * FRAME_STEPS, length))
+                runs.append(replace(kept, count=length))
                 missing -= length
     return runs
 
@@ -113,8 +113,8 @@ class _Moments:
         on_route = (motion.progress[rows - before] >= start) & (end - motion.progress[rows] > MIN_ROUTE_LEFT_M)
         return steps[comfortable & on_route]
 
-    def proposals(self, rng: np.random.Generator) -> Iterator[tuple[Drive, int, int]]:
-        """(drive, first step, count) of short runs of unused moments, categories in random turn, each moment once."""
+    def proposals(self, rng: np.random.Generator) -> Iterator[Run]:
+        """Short runs of unused moments, categories in random turn, each moment once."""
         waiting = defaultdict(list)
         for key in sorted(self.categories):
             waiting[self.categories[key]].append(key)
@@ -131,7 +131,7 @@ class _Moments:
             if count:
                 margin = range(-GAP_FRAMES, count + GAP_FRAMES)
                 self.used.update((number, step + k * FRAME_STEPS) for k in margin)
-                yield self.drives[number], step, count
+                yield Run(self.drives[number], step, count)
 
     def _unused(self, number: int, step: int, wanted: int) -> int:
         """Length of the run of unused moments from a step on, at most `wanted`."""
@@ -190,21 +190,34 @@ def _drivable_union(road_map: RoadMap, offset: np.ndarray) -> shapely.Geometry:
     return union
 
 
-def _kept(recorder: Recorder, road_map: RoadMap, drive: Drive, first: int, count: int) -> list[tuple[int, int]]:
-    """(start, length) of the stretches of a proposed run in which every scene passes the filter."""
-    total = HISTORY_FRAMES + count + FUTURE_FRAMES
-    frames = recorder.frames(drive.track, drive.motion, first - HISTORY_FRAMES * FRAME_STEPS, total, "candidate")
-    width = HISTORY_FRAMES + 1 + FUTURE_FRAMES
-    scenes = [Scene(tuple(frames[k : k + width])) for k in range(count)]
-    return stretches(passes(scenes, road_map))
+def _kept(recorder: Recorder, road_map: RoadMap, proposals: Sequence[Run]) -> list[Run]:
+    """The parts of the proposed runs in which every scene passes the filter, in order."""
+    scenes = [list(_scenes(recorder, run)) for run in proposals]
+    flags = iter(passes([scene for run in scenes for scene in run], road_map))
+    kept = []
+    for run in proposals:
+        for start, length in stretches([next(flags) for _ in range(run.count)]):
+            kept.append(Run(run.drive, run.first + start * FRAME_STEPS, length))
+    return kept
+
+
+def _scenes(recorder: Recorder, run: Run) -> Iterator[Scene]:
+    """The run's scenes, without driving commands."""
+    count, first = HISTORY_FRAMES + run.count + FUTURE_FRAMES, run.first - HISTORY_FRAMES * FRAME_STEPS
+    frames = recorder.frames(run.drive.track, run.drive.motion, first, count, "candidate")
+    for k in range(run.count):
+        yield Scene(tuple(frames[k : k + HISTORY_FRAMES + 1 + FUTURE_FRAMES]))
 
 
 def passes(scenes: Sequence[Scene], road_map: RoadMap) -> list[bool]:
-    """For each scene: the human solves it and constant velocity does not (PDMS v1 of NAVSIM, see pdm.cache)."""
+    """For each scene: the human solves it and constant velocity does not (PDMS v1 of NAVSIM, see pdm.cache).
+
+    A scene that the evaluator refuses does not pass.
+    """
     try:
-        caches = [build_metric_cache(scene, road_map) for scene in scenes]
+        caches = build_metric_caches(scenes, [road_map] * len(scenes))
     except DataError:
-        return [False] * len(scenes)
+        return [False] if len(scenes) == 1 else [passes([scene], road_map)[0] for scene in scenes]
     plans = np.stack([np.stack([human(scene), constant_velocity(scene)]) for scene in scenes])
     scores = score(caches, plans).columns["score"].reshape(len(scenes), 2)
     good = (scores[:, 0] >= MIN_HUMAN_SCORE) & (scores[:, 1] < MAX_CONSTANT_VELOCITY_SCORE)
