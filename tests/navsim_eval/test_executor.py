@@ -34,6 +34,15 @@ class CountsItsSetUps:
         return os.getpid(), id(self.state), os.environ["OMP_NUM_THREADS"]
 
 
+def squares(items: list[int]) -> list[tuple[int, int]]:
+    """x² with the number of items that came together; 7 spoils its chunk, 9 kills the process."""
+    if 9 in items:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if 7 in items:
+        raise ValueError("seven")
+    return [(x * x, len(items)) for x in items]
+
+
 def unpicklable(_: int) -> object:
     return threading.Lock()
 
@@ -65,6 +74,26 @@ def test_an_item_that_always_kills_is_the_only_failure():
     outcomes = list(run_jobs(kill_on_five, range(12), workers=2, chunk_size=4))
     assert [o.index for o in outcomes if not o.ok] == [5]
     assert "SIGKILL" in outcomes[5].error and "2 attempts" in outcomes[5].error
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_chunk_is_answered_together_and_item_by_item_where_that_fails(workers):
+    done = []
+    outcomes = list(run_jobs(squares, range(9), workers=workers, chunk_size=3, together=True, progress=done.append))
+    assert [o.index for o in outcomes] == list(range(9)) and sum(done) == 9
+    assert [o.value for o in outcomes] == [*((x * x, 3) for x in range(6)), (36, 1), None, (64, 1)]
+    assert outcomes[7].error.startswith("ValueError: seven (test_executor.py:")
+
+
+def test_a_killer_in_a_chunk_that_is_answered_together_is_the_only_failure():
+    outcomes = list(run_jobs(squares, [0, 1, 2, 8, 9, 10], workers=2, chunk_size=3, together=True))
+    assert [o.value for o in outcomes] == [(0, 3), (1, 3), (4, 3), (64, 1), None, (100, 1)]
+    assert "SIGKILL" in outcomes[4].error
+
+
+def test_a_function_that_forgets_items_is_found_out():
+    outcomes = list(run_jobs(lambda items: items[1:], range(2), workers=1, chunk_size=2, together=True))
+    assert ["0 values for 1 items" in o.error for o in outcomes] == [True, True]
 
 
 def test_items_are_drawn_lazily():

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import fields, replace
+from functools import cache as remember
+from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
+from navsim_eval.formats.logs import read_log_dicts
 from navsim_eval.formats.maps import RoadMap
-from navsim_eval.metric_caches import DEFLATED
-from navsim_eval.pdm.cache import build_metric_cache, from_arrays, history_states, initial_state, to_arrays
-from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation
+from navsim_eval.metric_caches import DEFLATED, MetricCaches
+from navsim_eval.pdm.cache import (
+    FUTURE_FRAMES,
+    build_metric_cache,
+    build_metric_caches,
+    build_with_plans,
+    from_arrays,
+    history_states,
+    initial_state,
+    to_arrays,
+)
+from navsim_eval.pdm.reference import ReferencePlan
+from navsim_eval.pdm.types import DrivableMap, MetricCache, Observation, TrafficStart
 from navsim_eval.scene import Annotations, Frame, Scene
-from navsim_eval.shards import pack
+from navsim_eval.shards import ShardReader, pack
 from tests.golden import needs_golden
 from tests.golden.pdms import debug_scenes, scenes
 from tests.navsim_eval.tiny_map import CONNECTOR, LANE, ORIGIN, write_tiny_map
+from tests.worlds import World, write_world
 
 START_US = 1_600_000_000_000_000
 EDGE = str(CONNECTOR + 12)
+UNLABELLED = 16  # a frame of the second log of `world`
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +79,18 @@ def scene(**changes) -> Scene:
 
 
 def assert_same(a: MetricCache, b: MetricCache) -> None:
-    """Equal bit for bit, polygons by their vertices."""
-    for part in (MetricCache, DrivableMap, Observation):
-        left, right = (
-            x if part is MetricCache else x.drivable_map if part is DrivableMap else x.observation for x in (a, b)
-        )
-        for field in fields(part):
-            one, other = getattr(left, field.name), getattr(right, field.name)
-            if isinstance(one, DrivableMap | Observation):
-                continue
-            if isinstance(one, np.ndarray) and one.dtype == object:
-                assert shapely.to_wkb(one).tolist() == shapely.to_wkb(other).tolist(), field.name
-            elif isinstance(one, np.ndarray):
-                assert one.dtype == other.dtype, field.name
-                np.testing.assert_array_equal(one, other, err_msg=field.name)
-            else:
-                assert type(one) is type(other) and one == other, field.name
+    """Equal bit for bit, polygons by their vertices, parts field by field."""
+    for field in fields(a):
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(one, DrivableMap | Observation | TrafficStart):
+            assert_same(one, other)
+        elif isinstance(one, np.ndarray) and one.dtype == object:
+            assert shapely.to_wkb(one).tolist() == shapely.to_wkb(other).tolist(), field.name
+        elif isinstance(one, np.ndarray):
+            assert one.dtype == other.dtype, field.name
+            np.testing.assert_array_equal(one, other, err_msg=field.name)
+        else:
+            assert type(one) is type(other) and one == other, field.name
 
 
 @pytest.mark.parametrize("metric, steps", [("pdms_v1", 51), ("epdms_v2", 41)])
@@ -166,6 +181,82 @@ def test_arrays_of_another_version_or_with_a_part_missing_are_refused(road_map: 
     for name in ("centerline", "observation.sizes", "drivable_map.polygons.offsets", "observation.stride"):
         with pytest.raises(DataError, match=rf"{name}"):
             from_arrays({key: array for key, array in arrays.items() if key != name})
+
+
+# --- several at once -------------------------------------------------------------------------------------------------
+
+
+def varied_scenes() -> list[Scene]:
+    """Scenes that differ in length of the route, in objects, speed and place, one of them off the map."""
+    changes = ({}, {"cars": False}, {"route": ("1",)}, {"y": 0.7}, {"y": 3000.0}, {"route": ("2", "12", "1")})
+    changed = [scene(**change) for change in changes]
+    return [
+        *changed,
+        *(replace(s, frames=tuple(replace(f, ego_velocity=np.zeros(2)) for f in s.frames)) for s in changed),
+    ]
+
+
+@settings(max_examples=8, deadline=None)
+@given(chosen=st.lists(st.integers(0, 11), min_size=1, max_size=16), metric=st.sampled_from(["pdms_v1", "epdms_v2"]))
+def test_a_cache_does_not_depend_on_its_company(road_map: RoadMap, chosen: list[int], metric: str) -> None:
+    found = varied_scenes()
+    together = build_metric_caches([found[k] for k in chosen], [road_map] * len(chosen), metric)
+    for k, cache in zip(chosen, together, strict=True):
+        assert_same(cache, build_metric_cache(found[k], road_map, metric))
+
+
+@needs_golden
+@settings(max_examples=4, deadline=None)
+@given(chosen=st.lists(st.integers(0, 30), min_size=1, max_size=16))
+def test_golden_plans_do_not_depend_on_their_company(chosen: list[int]) -> None:
+    found = build_golden(*chosen)
+    for row, (cache, plan) in zip(chosen, found, strict=True):
+        alone, plan_alone = build_golden(row)[0]
+        assert_same(cache, alone)
+        assert plan.index == plan_alone.index
+        np.testing.assert_array_equal(plan.proposals.poses, plan_alone.proposals.poses)
+        scores = (item.scores.columns["score"] for item in (plan, plan_alone))
+        np.testing.assert_allclose(*scores, rtol=0, atol=1e-13)
+
+
+@remember
+def build_golden(*rows: int) -> list[tuple[MetricCache, ReferencePlan]]:
+    chosen = [scenes()[row % len(scenes())] for row in rows]
+    return build_with_plans([one.scene for one in chosen], [one.road_map for one in chosen], "pdms_v1")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two logs; in the second one a frame that is the future of some windows has no annotations."""
+    world = write_world(tmp_path_factory.mktemp("world"), {"train": 2}, num_frames=20, sensors=False)
+    path = world.log_file("train", 1)
+    frames = read_log_dicts(path)
+    del frames[UNLABELLED]["anns"]
+    path.write_bytes(pickle.dumps(frames))
+    return world
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_scenes_in_a_chunk_are_left_out_alone(world: World, tmp_path: Path, workers: int) -> None:
+    dataset = SceneDataset.from_config(world.data, "train")
+    caches = MetricCaches(world.data, dataset, "pdms_v1", tmp_path / "store")
+    report = caches.build(workers=workers)
+    bad = [
+        token
+        for token in dataset.tokens
+        if dataset.log_of(token) == world.logs["train"][1] and sees_unlabelled(dataset, token)
+    ]
+    assert 0 < len(bad) < len(dataset) // 2
+    assert sorted(report.broken) == sorted(bad) and all("no annotations" in why for why in report.broken.values())
+    assert ShardReader(caches.folder).keys == [token for token in dataset.tokens if token not in bad]
+    computed = MetricCaches(world.data, dataset, "pdms_v1")
+    for token in ShardReader(caches.folder).keys:
+        assert_same(caches[token], computed[token])
+
+
+def sees_unlabelled(dataset: SceneDataset, token: str) -> bool:
+    now = dataset.start_of(token) + 3
+    return now <= UNLABELLED <= now + FUTURE_FRAMES["pdms_v1"]
 
 
 @needs_golden

@@ -45,6 +45,10 @@ def sample_or_error(token: str) -> dict[str, np.ndarray]:
     return sample(token)
 
 
+def samples_or_error(keys: list[str]) -> list[dict[str, np.ndarray]]:
+    return [sample_or_error(key) for key in keys]
+
+
 def tokens(count: int) -> list[str]:
     return [f"t{i:03d}" for i in range(count)]
 
@@ -286,6 +290,18 @@ def test_a_pool_builds_what_one_process_builds(tmp_path):
     build_shards(tmp_path / "one", MANIFEST, tokens(30), sample_or_error, workers=1)
     assert sum(settled) == 30
     assert (tmp_path / "pool/00000.data").read_bytes() == (tmp_path / "one/00000.data").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_samples_made_together_are_stored_as_if_made_alone(tmp_path, workers):
+    """Broken ones in the middle of a chunk cost nothing but themselves, and a second run tries only them."""
+    folder, alone = tmp_path / "together", tmp_path / "alone"
+    report = build_shards(folder, MANIFEST, tokens(30), samples_or_error, workers=workers, chunk_size=8, together=True)
+    build_shards(alone, MANIFEST, tokens(30), sample_or_error, workers=1)
+    assert (report.stored, sorted(report.broken)) == (28, ["t003", "t007"])
+    assert (folder / "00000.data").read_bytes() == (alone / "00000.data").read_bytes()
+    again = build_shards(folder, MANIFEST, tokens(30), samples_or_error, workers=workers, together=True)
+    assert (again.added, sorted(again.broken)) == (0, ["t003", "t007"])
 
 
 def test_no_scenes_and_no_sound_scene_are_errors(tmp_path):
