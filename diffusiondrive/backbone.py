@@ -1,4 +1,4 @@
-"""Two ResNet branches, camera and LiDAR, that exchange information after each of four stages.
+"""Two image encoders, camera and LiDAR, that exchange information after each of four stages.
 
     camera (B,3,256,1024) ─ stem ─ stage 1 ─┬─ stage 2 ─┬─ stage 3 ─┬─ stage 4 ─┐
                                         fusion 1    fusion 2    fusion 3    fusion 4
@@ -13,33 +13,34 @@ LiDAR maps keep the orientation of the LiDAR image: row 0 is 32 m behind the ego
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusiondrive.encoders import (
+    STAGES,
+    TIMM_WEIGHTS,
+    build_encoder,
+    encoder_channels,
+    encoder_stages,
+    encoder_stride,
+)
 from navsim_eval.errors import UserError
-
-log = logging.getLogger(__name__)
-
-STAGES = 4
-NO_WEIGHTS, TIMM_WEIGHTS = "none", "timm"
 
 
 @dataclass
 class BackboneConfig:
     """Sizes of the two branches. Sizes of images and grids are (rows, columns).
 
-    encoder: timm model of both branches (four stages after an optional stem)
+    encoder: timm model of both branches: a ResNet, RegNet, ConvNeXt or plain ViT; see `encoders.build_encoder`
     image_weights: start of the camera branch: `timm` (hub cache, else download), a local .safetensors/.pth file, or
-        `none` (random); see `load_image_weights`
+        `none` (random); see `encoders.load_image_weights`
+    lidar: off, one learned image takes the place of every LiDAR image (TransFuser's latent variant: camera only)
     stage_blocks, stage_channels: override of the encoder's blocks and channels per stage; empty keeps timm's
     stem_width: > 0 replaces the 7×7 stem by three 3×3 convolutions (stem_width, stem_width, 2·stem_width); 0 keeps it
-    output_stride: of the last stage, 32, 16 or 8 (below 32: dilated instead of strided)
+    output_stride: of the last stage, where it is to be less than 32 (dilated instead of strided; ResNets): 16 or 8
     image_size, lidar_size: of `camera_feature` and `lidar_feature`
     image_tokens, lidar_tokens: token grids of the fusion transformers
     fusion_blocks, fusion_heads, fusion_expansion, fusion_dropout: of each of the four fusion transformers
@@ -50,6 +51,7 @@ class BackboneConfig:
 
     encoder: str = "resnet34"
     image_weights: str = TIMM_WEIGHTS
+    lidar: bool = True
     stage_blocks: tuple[int, ...] = ()
     stage_channels: tuple[int, ...] = ()
     stem_width: int = 0
@@ -79,25 +81,6 @@ class BackboneConfig:
             given = getattr(self, name)
             if len(given) not in (0, STAGES):
                 raise UserError(f"backbone.{name}: {given} has not one number for each of {STAGES} stages")
-        for branch in ("image", "lidar"):
-            size, tokens = getattr(self, f"{branch}_size"), getattr(self, f"{branch}_tokens")
-            stride = self.output_stride
-            coarse = tuple(length // stride for length in size)
-            if any(length % stride for length in size):
-                raise UserError(f"backbone.{branch}_size: {size} is no multiple of output_stride ({stride})")
-            if any(cells < grid or cells % grid for cells, grid in zip(coarse, tokens, strict=True)):
-                raise UserError(
-                    f"backbone.{branch}_tokens: grid {tokens} does not divide the last map {coarse} "
-                    f"({branch}_size {size} / output_stride {stride})"
-                )
-        bad = [c for c in self.stage_channels if c % self.fusion_heads]
-        if bad:
-            raise UserError(f"backbone.fusion_heads: {self.fusion_heads} does not divide stage_channels {bad}")
-
-    @property
-    def coarse_size(self) -> tuple[int, int]:
-        """Rows and columns of the LiDAR branch's last map."""
-        return self.lidar_size[0] // self.output_stride, self.lidar_size[1] // self.output_stride
 
 
 class FusionBackbone(nn.Module):
@@ -106,9 +89,13 @@ class FusionBackbone(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.channels_last = config.channels_last
-        self.image_encoder = build_encoder(config, config.image_channels)
-        self.lidar_encoder = build_encoder(config, config.lidar_channels)
-        self.channels = tuple(self.image_encoder.feature_info.channels()[-STAGES:])
+        self.image_encoder = build_encoder(config, config.image_channels, config.image_size)
+        self.lidar_encoder = build_encoder(config, config.lidar_channels, config.lidar_size)
+        self.channels, stride = encoder_channels(self.image_encoder), encoder_stride(self.image_encoder)
+        check_grids(config, self.channels, stride)
+        self.coarse_size = config.lidar_size[0] // stride, config.lidar_size[1] // stride
+        # In the place of the LiDAR: an image that is learnt, the same for every scene.
+        self.latent = None if config.lidar else nn.Parameter(torch.randn(1, config.lidar_channels, *config.lidar_size))
         self.fusions = nn.ModuleList(Fusion(channels, config) for channels in self.channels)
         self.neck = Neck(self.channels[-1], config)
 
@@ -116,8 +103,13 @@ class FusionBackbone(nn.Module):
     def coarse_channels(self) -> int:
         return self.channels[-1]
 
-    def forward(self, camera: Tensor, lidar: Tensor) -> tuple[Tensor, Tensor]:
-        """camera (B, 3, H, W) in [0, 1], lidar (B, 1, h, w) -> coarse (B, C, h/32, w/32), fine (B, neck, *map_size)."""
+    def forward(self, camera: Tensor, lidar: Tensor | None) -> tuple[Tensor, Tensor]:
+        """camera (B, 3, H, W) in [0, 1], lidar (B, 1, h, w) -> coarse (B, C, h/32, w/32), fine (B, neck, *map_size).
+
+        A camera-only backbone does not read `lidar`, which may be None.
+        """
+        if self.latent is not None:
+            lidar = self.latent.expand(len(camera), -1, -1, -1)
         if self.channels_last:
             camera, lidar = (x.contiguous(memory_format=torch.channels_last) for x in (camera, lidar))
         stages = zip(encoder_stages(self.image_encoder), encoder_stages(self.lidar_encoder), self.fusions, strict=True)
@@ -128,6 +120,22 @@ class FusionBackbone(nn.Module):
                 lidar = module(lidar)
             camera, lidar = fusion(camera, lidar)
         return lidar, self.neck(lidar)
+
+
+def check_grids(config: BackboneConfig, channels: tuple[int, ...], stride: int) -> None:
+    """Whether images, token grids and heads fit an encoder of these channels and this stride. Raises UserError."""
+    for branch in ("image", "lidar"):
+        size, tokens = getattr(config, f"{branch}_size"), getattr(config, f"{branch}_tokens")
+        coarse = tuple(length // stride for length in size)
+        if any(length % stride for length in size):
+            raise UserError(f"backbone.{branch}_size: {size} is no multiple of the encoder's stride ({stride})")
+        if any(cells < grid or cells % grid for cells, grid in zip(coarse, tokens, strict=True)):
+            raise UserError(
+                f"backbone.{branch}_tokens: grid {tokens} does not divide the last map {coarse} "
+                f"({branch}_size {size} / stride {stride} of {config.encoder})"
+            )
+    if bad := [width for width in channels if width % config.fusion_heads]:
+        raise UserError(f"backbone.fusion_heads: {config.fusion_heads} does not divide the channels {bad}")
 
 
 class Fusion(nn.Module):
@@ -237,74 +245,3 @@ class Neck(nn.Module):
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, pixel areas aligned (align_corners=False); (B, C, h, w) -> (B, C, *size)."""
     return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def build_encoder(config: BackboneConfig, in_channels: int) -> nn.Module:
-    """timm feature extractor with random weights. Raises UserError for an unknown name or options it does not take."""
-    options: dict[str, object] = {}
-    if config.stage_channels:
-        options["channels"] = config.stage_channels
-    if config.stage_blocks:
-        options["layers"] = config.stage_blocks
-    if config.stem_width:
-        options |= {"stem_type": "deep", "stem_width": config.stem_width}
-    if config.output_stride != 32:
-        options["output_stride"] = config.output_stride
-    try:
-        return timm.create_model(config.encoder, features_only=True, in_chans=in_channels, **options)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError(f"backbone.encoder: timm cannot build '{config.encoder}' with {options}: {error}") from error
-
-
-def encoder_stages(encoder: nn.Module) -> list[list[nn.Module]]:
-    """The encoder's modules in order, cut after each of its last four feature levels; the first part holds the stem."""
-    ends = list(encoder.return_layers)[-STAGES:]
-    stages: list[list[nn.Module]] = [[]]
-    for name, module in encoder.items():
-        stages[-1].append(module)
-        if name in ends and len(stages) < STAGES:
-            stages.append([])
-    return stages
-
-
-def load_image_weights(backbone: FusionBackbone, config: BackboneConfig) -> str:
-    """Start the camera branch from `config.image_weights`; returns (and logs) one line that says what it got.
-
-    Raises UserError when the weights cannot be had or do not fit; never falls back to a random start by itself.
-    """
-    source = config.image_weights
-    if source == NO_WEIGHTS:
-        message = f"camera branch ({config.encoder}) starts from random weights (backbone.image_weights=none)"
-        log.warning(message)
-        return message
-    state = _hub_weights(config.encoder) if source == TIMM_WEIGHTS else _file_weights(Path(source))
-    wanted = backbone.image_encoder.state_dict()
-    missing = [name for name in wanted if name not in state]
-    misfits = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    if missing or misfits:
-        shown = ", ".join((missing + misfits)[:3])
-        raise UserError(
-            f"backbone.image_weights={source}: {len(missing)} tensors missing and {len(misfits)} of another shape for "
-            f"encoder '{config.encoder}' (first: {shown}); use weights of that very encoder, or none"
-        )
-    backbone.image_encoder.load_state_dict({name: state[name] for name in wanted})
-    rest = len(state) - len(wanted)
-    message = f"camera branch ({config.encoder}) starts from {source}: {len(wanted)} tensors, {rest} more not needed"
-    log.info(message)
-    return message
-
-
-def _hub_weights(name: str) -> dict[str, Tensor]:
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # the hub raises whatever its transport raises
-        raise UserError(
-            f"backbone.image_weights=timm: weights of '{name}' are not in the hub cache and could not be fetched "
-            f"({type(error).__name__}); give a file, backbone.image_weights=FILE.safetensors, or start at random: none"
-        ) from error
-
-
-def _file_weights(path: Path) -> dict[str, Tensor]:
-    from diffusiondrive.checkpoint import read_tensors
-
-    return read_tensors(path)

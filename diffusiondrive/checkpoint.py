@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusiondrive.planner import DiffusionDrive, PlannerConfig
+from diffusiondrive.planner import REGRESSION, UNET, DiffusionDrive, PlannerConfig
 from navsim_eval.config import from_mapping
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.files import atomic_write, sha256
@@ -32,6 +32,7 @@ from navsim_eval.files import atomic_write, sha256
 FORMAT = "diffusiondrive-planner"
 FORMAT_VERSION = 1
 WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE = "model.safetensors", "config.json", "metrics.json", "README.md"
+ANCHORS = "initial.anchors"
 SHOWN = 20  # names in an error message
 
 
@@ -93,9 +94,9 @@ def load_planner(path: Path | str) -> DiffusionDrive:
         )
     tensors = read_tensors(file)
     config = _read_config(file, path / CONFIG_FILE if path.is_dir() else None)
-    if "initial.anchors" not in tensors:
-        raise DataError(file, "no anchors inside", field="initial.anchors", remedy="not a checkpoint of a planner")
-    planner = DiffusionDrive(config, tensors["initial.anchors"])
+    if config.anchored and ANCHORS not in tensors:
+        raise DataError(file, "no anchors inside", field=ANCHORS, remedy="not a checkpoint of a planner")
+    planner = DiffusionDrive(config, tensors.get(ANCHORS))
     if mismatch := compare(planner.state_dict(), tensors):
         raise DataError(file, f"does not fit the planner '{config.name}': {mismatch}")
     planner.load_state_dict(tensors)
@@ -152,20 +153,18 @@ def model_card(planner: DiffusionDrive, digest: str, metrics: Mapping[str, Any] 
     config = planner.config
     total = sum(parameter.numel() for parameter in planner.parameters())
     camera, lidar = config.backbone.image_size, config.backbone.lidar_size
-    reach = planner.initial.anchors[:, -1].norm(dim=-1)
+    seen = f"LiDAR histogram {lidar[0]}×{lidar[1]}" if config.backbone.lidar else "no LiDAR"
     lines = [
         f"# {config.name}",
         "",
-        "Truncated-diffusion driving planner (DiffusionDrive, arXiv 2411.15139). "
-        f"{origin or 'Weights trained with this repository.'}",
+        f"{_kind(config)}. {origin or 'Weights trained with this repository.'}",
         "",
         "| | |",
         "|---|---|",
         f"| parameters | {total:,} |",
-        f"| input | camera {camera[0]}×{camera[1]} RGB in [0, 1], LiDAR histogram {lidar[0]}×{lidar[1]}, status 8 |",
+        f"| input | camera {camera[0]}×{camera[1]} RGB in [0, 1], {seen}, status 8 |",
         f"| output | {config.modes} candidates of {config.poses} poses at 2 Hz, and a choice |",
-        f"| schedule | {config.schedule.preset}, labels {', '.join(map(str, planner.schedule.labels))} |",
-        f"| anchors | end {reach.min():.1f} to {reach.max():.1f} m from the start |",
+        *_diffusion_rows(planner),
         f"| SHA-256 of {WEIGHTS_FILE} | `{digest}` |",
         "",
         "```python",
@@ -177,6 +176,28 @@ def model_card(planner: DiffusionDrive, digest: str, metrics: Mapping[str, Any] 
     if metrics:
         lines += ["", "## Measured", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in metrics.items())]
     return "\n".join(lines) + "\n"
+
+
+def _kind(config: PlannerConfig) -> str:
+    """What sort of planner it is, for people."""
+    if config.denoiser == REGRESSION:
+        return "Driving planner that regresses one trajectory (TransFuser, arXiv 2205.15997)"
+    if not config.anchored:
+        return "Diffusion-policy driving planner, a baseline of DiffusionDrive (arXiv 2411.15139)"
+    if config.denoiser == UNET:
+        return "Truncated-diffusion driving planner with a U-Net, a baseline of DiffusionDrive (arXiv 2411.15139)"
+    return "Truncated-diffusion driving planner (DiffusionDrive, arXiv 2411.15139)"
+
+
+def _diffusion_rows(planner: DiffusionDrive) -> list[str]:
+    """Rows of the model card about schedule and anchors, where there are any."""
+    if planner.config.denoiser == REGRESSION:
+        return []
+    rows = [f"| schedule | {planner.config.schedule.preset}, labels {', '.join(map(str, planner.schedule.labels))} |"]
+    if planner.config.anchored:
+        reach = planner.initial.anchors[:, -1].norm(dim=-1)
+        rows.append(f"| anchors | end {reach.min():.1f} to {reach.max():.1f} m from the start |")
+    return rows
 
 
 def _read_config(file: Path, beside: Path | None) -> PlannerConfig:

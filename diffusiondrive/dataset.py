@@ -50,10 +50,15 @@ class PlanningDataset(Dataset[Sample]):
 
     @classmethod
     def from_raw(
-        cls, data: DataConfig, split: str, features: FeatureConfig | None = None, labels: bool = True
+        cls,
+        data: DataConfig,
+        split: str,
+        features: FeatureConfig | None = None,
+        labels: bool = True,
+        lidar: bool = True,
     ) -> PlanningDataset:
-        """Samples made from logs, maps and sensors on the fly; labels: targets too."""
-        return cls(RawSamples.from_config(data, split, features, labels=labels))
+        """Samples made from logs, maps and sensors on the fly; labels: targets too; lidar: read the sweeps."""
+        return cls(RawSamples.from_config(data, split, features, labels=labels, lidar=lidar))
 
     def __len__(self) -> int:
         return len(self.tokens)

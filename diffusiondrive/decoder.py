@@ -39,6 +39,8 @@ class DecoderConfig:
     point_dims: sine features of each coordinate of each point (even); dropout: in look-ups and attentions
     base: what the first layer's correction is added to: the noisy `points` (published), so that the network must learn
         to subtract the noise exactly, or the mode's clean `anchors`, which learns smooth plans in far fewer steps
+    see_map, see_agents, see_ego: the three looks at the scene (look-ups in the planning map, attention to the agents,
+        attention to the ego query); turning one off leaves it out of every layer, norm included (the paper's ablation)
     """
 
     layers: int = 2
@@ -47,6 +49,9 @@ class DecoderConfig:
     point_dims: int = 32
     dropout: float = 0.1
     base: str = POINTS
+    see_map: bool = True
+    see_agents: bool = True
+    see_ego: bool = True
 
     def __post_init__(self) -> None:
         if self.base not in (POINTS, ANCHORS):
@@ -75,13 +80,12 @@ class Denoised:
 class LayerCache:
     """What a cascade layer needs of a scene, independent of points and pass.
 
-    value_map: (B, D, H, W); agent_keys, agent_values: (B, heads, A, D / heads); ego: (B, 1, D)
+    value_map: (B, D, H, W); agent_keys_values: two of (B, heads, A, D / heads); ego: (B, 1, D). None: not looked at
     """
 
-    value_map: Tensor
-    agent_keys: Tensor
-    agent_values: Tensor
-    ego: Tensor
+    value_map: Tensor | None
+    agent_keys_values: tuple[Tensor, Tensor] | None
+    ego: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -137,33 +141,29 @@ class CascadeLayer(nn.Module):
     def __init__(self, width: int, poses: int, range_m: float, config: DecoderConfig):
         super().__init__()
         self.poses = poses
-        self.lookup = MapLookup(width, poses, range_m, config.dropout)
-        self.agents = CrossAttention(width, config.heads)
-        self.agents_dropout = nn.Dropout(config.dropout)
-        self.agents_norm = nn.LayerNorm(width)
-        self.ego = CrossAttention(width, config.heads)
-        self.ego_dropout = nn.Dropout(config.dropout)
-        self.ego_norm = nn.LayerNorm(width)
+        self.lookup = MapLookup(width, poses, range_m, config.dropout) if config.see_map else None
+        self.agents = self.ego = None
+        if config.see_agents:
+            self.agents = CrossAttention(width, config.heads)
+            self.agents_dropout = nn.Dropout(config.dropout)
+            self.agents_norm = nn.LayerNorm(width)
+        if config.see_ego:
+            self.ego = CrossAttention(width, config.heads)
+            self.ego_dropout = nn.Dropout(config.dropout)
+            self.ego_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, width))
         self.feed_forward_norm = nn.LayerNorm(width)
         self.time = TimeModulation(width)
-        self.classification = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width),
-            nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width),
-            nn.Linear(width, 1),
-        )  # fmt: skip
+        self.classification = classification_branch(width)
         self.regression = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, poses * POSE)
         )
-        nn.init.constant_(self.classification[-1].bias, -NEGATIVE_PRIOR)
 
     def prepare(self, context: SceneContext) -> LayerCache:
-        keys, values = self.agents.keys_values(context.agents)
         return LayerCache(
-            value_map=self.lookup.value(context.map),
-            agent_keys=keys,
-            agent_values=values,
-            ego=self.ego.attend_single(context.ego),
+            value_map=self.lookup and self.lookup.value(context.map),
+            agent_keys_values=self.agents and self.agents.keys_values(context.agents),
+            ego=self.ego and self.ego.attend_single(context.ego),
         )
 
     def forward(
@@ -173,15 +173,28 @@ class CascadeLayer(nn.Module):
 
         query (B, M, D), time (B or 1, 1, D) -> poses (B, M, T, 3), logits (B, M).
         """
-        x = self.lookup(query, points, scene.value_map)
-        x = self.agents_norm(x + self.agents_dropout(self.agents(x, scene.agent_keys, scene.agent_values)))
-        x = self.ego_norm(x + self.ego_dropout(scene.ego.expand_as(x)))
+        x = query if self.lookup is None else self.lookup(query, points, scene.value_map)
+        if self.agents is not None:
+            x = self.agents_norm(x + self.agents_dropout(self.agents(x, *scene.agent_keys_values)))
+        if self.ego is not None:
+            x = self.ego_norm(x + self.ego_dropout(scene.ego.expand_as(x)))
         x = self.feed_forward_norm(self.feed_forward(x))  # no residual in the published planner
         x = self.time(x, time)
         # Points keep their precision under autocast: half precision would round them to 3 cm beyond 32 m.
         raw = self.regression(x).to(points.dtype).unflatten(-1, (self.poses, POSE))  # (B, M, T, 3)
         poses = torch.cat([base + raw[..., :2], math.pi * raw[..., 2:].tanh()], dim=-1)
         return poses, self.classification(x).squeeze(-1)
+
+
+def classification_branch(width: int) -> nn.Sequential:
+    """Features (…, width) -> logit (…, 1) of being the right mode, which starts improbable."""
+    branch = nn.Sequential(
+        nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width),
+        nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width),
+        nn.Linear(width, 1),
+    )  # fmt: skip
+    nn.init.constant_(branch[-1].bias, -NEGATIVE_PRIOR)
+    return branch
 
 
 class MapLookup(nn.Module):

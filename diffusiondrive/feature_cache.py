@@ -74,7 +74,10 @@ class SampleSource(Protocol):
 
 
 class RawSamples:
-    """Samples made from logs, maps and sensor files when asked for. Picklable; raises DataError for broken files."""
+    """Samples made from logs, maps and sensor files when asked for. Picklable; raises DataError for broken files.
+
+    lidar: off, LiDAR sweeps are not read and need not exist.
+    """
 
     def __init__(
         self,
@@ -83,8 +86,9 @@ class RawSamples:
         features: FeatureConfig | None = None,
         targets: TargetConfig | None = None,
         labels: bool = True,
+        lidar: bool = True,
     ):
-        self.scenes, self.maps, self.labels = scenes, maps, labels
+        self.scenes, self.maps, self.labels, self.lidar = scenes, maps, labels, lidar
         self.features, self.targets = features or FeatureConfig(), targets or TargetConfig()
         self.tokens = tuple(scenes.tokens)
 
@@ -96,17 +100,18 @@ class RawSamples:
         features: FeatureConfig | None = None,
         targets: TargetConfig | None = None,
         labels: bool = True,
+        lidar: bool = True,
     ) -> RawSamples:
         """The samples of a split (a published one, or a folder of `navsim_logs/`)."""
         scenes = SceneDataset.from_config(data, split)
-        return cls(scenes, MapStore(data.maps, data.map_version), features, targets, labels)
+        return cls(scenes, MapStore(data.maps, data.map_version), features, targets, labels, lidar)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, token: str) -> NumpySample:
         scene = self.scenes[token]
-        features = compact_features(scene, self.features)
+        features = compact_features(scene, self.features, self.lidar)
         targets = build_targets(scene, self._map_of(scene), self.targets) if self.labels else {}
         return NumpySample(features, targets)
 

@@ -100,17 +100,22 @@ def build_features(scene: Scene, config: FeatureConfig | None = None) -> dict[st
     return to_float(compact_features(scene, config), config)
 
 
-def compact_features(scene: Scene, config: FeatureConfig) -> dict[str, np.ndarray]:
-    """The same in the compact form: camera (3, H, W) uint8, LiDAR counts (1, N, N) uint8, status (8,) float32."""
-    *camera_files, sweep_file = sensor_files(scene, CAMERAS, lidar=True)
+def compact_features(scene: Scene, config: FeatureConfig, lidar: bool = True) -> dict[str, np.ndarray]:
+    """The same in the compact form: camera (3, H, W) uint8, LiDAR counts (1, N, N) uint8, status (8,) float32.
+
+    lidar: off, the sweep is not opened and its feature is left out (camera-only planners).
+    """
+    files = sensor_files(scene, CAMERAS, lidar=lidar)
+    camera_files = files[: len(CAMERAS)]
     images = [read_image(path) for path in camera_files]
     for path, image in zip(camera_files, images, strict=True):
         if image.shape != images[0].shape:
             problem = f"an image of {image.shape[:2]} px beside one of {images[0].shape[:2]} px of the same frame"
             raise DataError(path, problem, remedy="the three front cameras must have one resolution")
+    counts = {"lidar_feature": lidar_feature(read_point_cloud(files[-1]), config)} if lidar else {}
     return {
         "camera_feature": camera_feature(*images, config),
-        "lidar_feature": lidar_feature(read_point_cloud(sweep_file), config),
+        **counts,
         "status_feature": status_feature(scene.current),
     }
 
@@ -119,7 +124,8 @@ def to_float(features: dict[str, np.ndarray], config: FeatureConfig) -> dict[str
     """Compact features as float32 model input: camera / 255, LiDAR counts / clip; the status is passed on."""
     scaled = dict(features)
     scaled["camera_feature"] = features["camera_feature"].astype(np.float32) / np.float32(255)
-    scaled["lidar_feature"] = features["lidar_feature"].astype(np.float32) / np.float32(config.lidar_clip)
+    if "lidar_feature" in features:
+        scaled["lidar_feature"] = features["lidar_feature"].astype(np.float32) / np.float32(config.lidar_clip)
     return scaled
 
 

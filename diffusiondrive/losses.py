@@ -3,12 +3,14 @@
     total = 12 · trajectory + 10 · agent class + 1 · agent box + 14 · semantic map
     trajectory = Σ over cascade layers of (10 · focal + 8 · L1 of the positive mode)
 
-The positive mode is the one whose clean anchor lies nearest to the human plan. Source: DiffusionDrive
+The positive mode is the one whose clean anchor lies nearest to the human plan. Planners without anchors have nothing to
+choose: each of their trajectories is to be the human plan, and there is no focal term. Source: DiffusionDrive
 (arXiv 2411.15139) and its published code for the weights; focal loss arXiv 1708.02002; matching arXiv 2005.12872.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -64,20 +66,38 @@ def planner_loss(
     """
     config = config or LossConfig()
     target = targets["trajectory"].to(outputs.poses[0].dtype)
-    labels = mode_labels(outputs.anchors, targets, config.judged)
-    shares = mode_shares(outputs.anchors, target, config.sharing)
+    anchored = outputs.anchors is not None
+    labels = mode_labels(outputs.anchors, targets, config.judged) if anchored else None
+    shares = mode_shares(outputs.anchors, target, config.sharing) if anchored else even_shares(outputs.logits[0])
     scale = target.new_tensor([1.0, 1.0, config.heading])
     terms: dict[str, Tensor] = {}
     trajectory = target.new_zeros(())
     for layer, (poses, logits) in enumerate(zip(outputs.poses, outputs.logits, strict=True)):
-        focal = focal_loss(logits, labels, config.focal_alpha, config.focal_gamma)
         error = ((poses - target[:, None]).abs() * scale).mean(dim=(2, 3))  # (B, M)
         regression = (torch.where(shares > 0, error, 0.0) * shares).sum(dim=1).mean()
-        terms |= {f"raw/focal_{layer}": focal, f"raw/l1_{layer}": regression}
-        terms[f"trajectory_loss_{layer}"] = config.focal * focal + config.regression * regression
+        terms[f"raw/l1_{layer}"] = regression
+        terms[f"trajectory_loss_{layer}"] = config.regression * regression
+        if anchored:
+            focal = focal_loss(logits, labels, config.focal_alpha, config.focal_gamma)
+            terms[f"raw/focal_{layer}"] = focal
+            terms[f"trajectory_loss_{layer}"] = config.focal * focal + config.regression * regression
         trajectory = trajectory + terms[f"trajectory_loss_{layer}"]
     terms["trajectory_loss"] = config.trajectory * trajectory
+    if outputs.visible_deg < 180:
+        targets = {**targets, "agent_labels": visible(targets, outputs.visible_deg)}
     return _with_scene_terms(terms, outputs.agents, outputs.bev_semantic_map, targets, config)
+
+
+def visible(targets: Mapping[str, Tensor], degrees: float) -> Tensor:
+    """Labels (B, A) bool of the agents whose centre lies within `degrees` of the heading, to either side."""
+    states = targets["agent_states"]
+    bearing = torch.atan2(states[..., 1], states[..., 0]).abs()
+    return targets["agent_labels"].bool() & (bearing <= math.radians(degrees))
+
+
+def even_shares(logits: Tensor) -> Tensor:
+    """Weights (B, M) of interchangeable samples in the regression: the same for all, summing to 1."""
+    return torch.full_like(logits, 1 / logits.shape[1])
 
 
 def validation_loss(plan: Plan, targets: Mapping[str, Tensor], config: LossConfig | None = None) -> dict[str, Tensor]:

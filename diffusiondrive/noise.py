@@ -33,6 +33,11 @@ def training_draw(tokens: Sequence[str], seed: int, shape: Sequence[int], levels
     return scene_noise(tokens, seed, shape), torch.tensor(timesteps, dtype=torch.int64)
 
 
+def training_coin(tokens: Sequence[str], seed: int) -> Tensor:
+    """A fair coin for each scene, (B,) bool: a function of (seed, token), independent of `training_draw`."""
+    return torch.tensor([bool(_digest(f"coin:{seed}:{token}")[0] & 1) for token in tokens])
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 

@@ -31,6 +31,8 @@ class PerceptionConfig:
     agents: number of agent queries
     decoder_layers, heads, hidden: of the query decoder; agent_hidden: of the agent head's MLP
     semantic_classes, semantic_size: of the semantic map, rows ahead of the ego × columns
+    visible_deg: agents further than this to either side of the heading are not asked for in training (published: 180,
+        all; 80 for the camera-only TransFuser, whose cameras do not see them)
     status_to_ego: also add the status token to the ego query (published: it is one of 65 tokens, and the query decoder
         must first learn to find it)
     """
@@ -44,10 +46,13 @@ class PerceptionConfig:
     agent_hidden: int = 1024
     semantic_classes: int = 7
     semantic_size: tuple[int, int] = (128, 256)
+    visible_deg: float = 180.0
     status_to_ego: bool = False
 
     def __post_init__(self) -> None:
         self.semantic_size = tuple(self.semantic_size)
+        if not 0 < self.visible_deg <= 180:
+            raise UserError(f"perception.visible_deg: {self.visible_deg} is not in (0, 180] degrees")
         if self.range_m <= 0:
             raise UserError(f"perception.range_m: {self.range_m} must be positive metres")
         if len(self.semantic_size) != 2:
@@ -58,13 +63,13 @@ class PerceptionConfig:
 class SceneContext:
     """What one scene looks like to the planner. Maps cover ±range_m; rows run forward (x), columns leftward (y).
 
-    map:    (B, D, H, W)  planning map
+    map:    (B, D, H, W)  planning map; None where the planner does not look at one
     agents: (B, A, D)     agent queries
     ego:    (B, 1, D)     ego query
     neck:   (B, N, H, W)  neck map, input of the semantic head
     """
 
-    map: Tensor
+    map: Tensor | None
     agents: Tensor
     ego: Tensor
     neck: Tensor
@@ -88,30 +93,34 @@ class Perception(nn.Module):
     def __init__(
         self,
         backbone: FusionBackbone,
-        coarse_size: tuple[int, int],
         neck_channels: int,
         width: int,
         config: PerceptionConfig,
+        planning_map: bool = True,
     ):
+        """planning_map: off for planners that do not look at one."""
         super().__init__()
         self.backbone = backbone
-        self.coarse_size, self.status_to_ego = coarse_size, config.status_to_ego
-        cells = coarse_size[0] * coarse_size[1]
+        self.coarse_size, self.status_to_ego = backbone.coarse_size, config.status_to_ego
+        cells = self.coarse_size[0] * self.coarse_size[1]
         self.token_projection = nn.Conv2d(backbone.coarse_channels, width, 1)
         self.status_projection = nn.Linear(config.status_size, width)
         self.positions = nn.Parameter(torch.randn(cells + 1, width))
         self.queries = nn.Parameter(torch.randn(1 + config.agents, width))
         layer = nn.TransformerDecoderLayer(width, config.heads, config.hidden, dropout=0.0, batch_first=True)
         self.query_decoder = nn.TransformerDecoder(layer, config.decoder_layers)
-        self.map_projection = nn.Sequential(nn.Linear(width + neck_channels, width), nn.ReLU(), nn.LayerNorm(width))
+        self.map_projection = None
+        if planning_map:
+            self.map_projection = nn.Sequential(nn.Linear(width + neck_channels, width), nn.ReLU(), nn.LayerNorm(width))
 
-    def forward(self, camera: Tensor, lidar: Tensor, status: Tensor) -> SceneContext:
-        """camera (B, 3, H, W), lidar (B, 1, h, w), status (B, 8) -> SceneContext."""
+    def forward(self, camera: Tensor, lidar: Tensor | None, status: Tensor) -> SceneContext:
+        """camera (B, 3, H, W), lidar (B, 1, h, w), status (B, 8) -> SceneContext. A camera-only one needs no LiDAR."""
         coarse, neck = self.backbone(camera, lidar)
         tokens = self.tokens(coarse, status)
         queries = self.query_decoder(self.queries.expand(len(tokens), -1, -1), tokens)
         ego = queries[:, :1] + tokens[:, -1:] if self.status_to_ego else queries[:, :1]
-        return SceneContext(map=self.planning_map(tokens, neck), agents=queries[:, 1:], ego=ego, neck=neck)
+        plane = None if self.map_projection is None else self.planning_map(tokens, neck)
+        return SceneContext(map=plane, agents=queries[:, 1:], ego=ego, neck=neck)
 
     def tokens(self, coarse: Tensor, status: Tensor) -> Tensor:
         """Coarse cells row by row, then the status: (B, cells + 1, D), learned positions added."""

@@ -4,6 +4,11 @@
                                          │    AnchorNoise.start ─ sample (K passes) ─ proposals ─ LogitSelector ─ plan
                                          └─ AgentHead, SemanticHead (auxiliary)
 
+The planners that it is compared with are the same assembly with another denoiser and another start (docs/baselines.md):
+
+    diffusiondrive     anchors + noise, cascade decoder, 2 passes         truncated_unet   the same with a U-Net
+    diffusion_policy   pure noise, U-Net, 20 passes, first sample         transfuser, ltf  regression, 1 pass
+
 Source: DiffusionDrive (arXiv 2411.15139). Frame of everything in and out: ego rear axle at the current time, x forward,
 y left, heading counter-clockwise; poses at 0.5, 1.0, … s.
 """
@@ -11,22 +16,27 @@ y left, heading counter-clockwise; poses at 0.5, 1.0, … s.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from diffusiondrive.backbone import BackboneConfig, FusionBackbone, load_image_weights
+from diffusiondrive.backbone import BackboneConfig, FusionBackbone
+from diffusiondrive.baselines.regression import RegressionConfig, RegressionHead
+from diffusiondrive.baselines.unet import UNetConfig, UNetDenoiser
 from diffusiondrive.decoder import CascadeDecoder, DecoderConfig
+from diffusiondrive.encoders import load_image_weights
 from diffusiondrive.noise import scene_noise
 from diffusiondrive.perception import AgentHead, Agents, Perception, PerceptionConfig, SceneContext, SemanticHead
-from diffusiondrive.sampler import DDIM, AnchorNoise, Chain, LogitSelector, sample
+from diffusiondrive.sampler import DDIM, AnchorNoise, Chain, FirstSample, LogitSelector, PureNoise, sample
 from diffusiondrive.schedule import Schedule, ScheduleConfig
 from diffusiondrive.space import SpaceConfig, TrajectorySpace
 from navsim_eval.errors import UserError
 
 DEFAULT_NOISE_TOKEN, DEFAULT_NOISE_SEED = "default", 0
+CASCADE, UNET, REGRESSION = "cascade", "unet", "regression"
+DENOISERS = (CASCADE, UNET, REGRESSION)
 
 
 @dataclass
@@ -35,21 +45,40 @@ class PlannerConfig:
 
     name: for people and files
     width: channels of tokens, queries and planning map (D)
-    modes: candidate trajectories (M), one an anchor
+    modes: candidate trajectories (M): one an anchor, or so many samples where there are no anchors
     poses: of each trajectory at 2 Hz (T); the horizon is poses / 2 seconds
+    denoiser: `cascade` (published, sizes in `decoder`), `unet` (sizes in `unet`) or `regression` (TransFuser's head:
+        one mode, no diffusion, sizes in `regression`). Only the sizes of the chosen one matter
     """
 
     name: str = "diffusiondrive"
     width: int = 256
     modes: int = 20
     poses: int = 8
+    denoiser: str = CASCADE
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     perception: PerceptionConfig = field(default_factory=PerceptionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
 
+    @property
+    def anchored(self) -> bool:
+        """Whether each mode belongs to an anchor; if not, modes are interchangeable samples without a preference."""
+        return self.denoiser != REGRESSION and self.schedule.truncated
+
     def __post_init__(self) -> None:
+        if self.denoiser not in DENOISERS:
+            raise UserError(f"denoiser: '{self.denoiser}' is none of {', '.join(DENOISERS)}")
+        if self.denoiser == CASCADE and not self.schedule.truncated:
+            raise UserError("denoiser=cascade decodes noised anchors; schedule.preset=full has none: use denoiser=unet")
+        if self.denoiser == REGRESSION and (self.modes, self.schedule.steps) != (1, 1):
+            raise UserError(
+                f"denoiser=regression makes one trajectory in one pass; modes is {self.modes} and schedule.steps "
+                f"{self.schedule.steps}: set both to 1"
+            )
         for name, heads in (("perception.heads", self.perception.heads), ("decoder.heads", self.decoder.heads)):
             if self.width % heads:
                 raise UserError(f"{name}: {heads} heads do not divide width {self.width}")
@@ -83,16 +112,18 @@ class TrainingOutputs:
     """What the loss reads.
 
     poses:   per cascade layer (B, M, T, 3); logits: per cascade layer (B, M)
-    anchors: (M, T, 2) clean anchors [m], by which the human plan is assigned to a mode
-    points:  (B, M, T, 2) noisy anchors after the clamp [m]
+    anchors: (M, T, 2) clean anchors [m], by which the human plan is assigned to a mode; None: every mode is to be it
+    points:  (B, M, T, 2) noised trajectories after the clamp [m]
+    visible_deg: targets further than this off the heading [degrees] are no agents
     """
 
     poses: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
-    anchors: Tensor
+    anchors: Tensor | None
     points: Tensor
     agents: Agents
     bev_semantic_map: Tensor
+    visible_deg: float = 180.0
 
     @property
     def trajectory(self) -> Tensor:
@@ -105,32 +136,30 @@ class DiffusionDrive(nn.Module):
 
     Features (float32), as `diffusiondrive.features` makes them for the sizes in the configuration:
         camera_feature (B, 3, 256, 1024) RGB in [0, 1]: left, front, right
-        lidar_feature  (B, 1, 256, 256)  clipped point counts in [0, 1]: rows run forward, columns leftward
+        lidar_feature  (B, 1, 256, 256)  clipped point counts in [0, 1]: rows run forward, columns leftward; not read
+                                         by a camera-only planner
         status_feature (B, 8)            command one-hot (4), velocity [m/s] (2), acceleration [m/s²] (2)
     """
 
-    def __init__(self, config: PlannerConfig, anchors: Tensor):
-        """anchors: (modes, poses, 2) x, y in metres. Weights start at random; see `load_image_weights`."""
+    def __init__(self, config: PlannerConfig, anchors: Tensor | None = None):
+        """anchors: (modes, poses, 2) x, y in metres, for planners that have them. Weights start at random; see
+        `load_image_weights`."""
         super().__init__()
-        expected = (config.modes, config.poses, 2)
-        if tuple(anchors.shape) != expected:
-            raise UserError(
-                f"anchors have shape {tuple(anchors.shape)}, but the planner '{config.name}' has modes={config.modes} "
-                f"and poses={config.poses}, so {expected}; cluster again (tools/cluster_anchors.py) or change modes"
-            )
+        check_anchors(config, anchors)
         self.config = config
         neck = config.backbone.neck_channels
         self.space = TrajectorySpace(config.space)
         self.schedule = Schedule.from_config(config.schedule)
+        looks_at_map = config.denoiser == CASCADE and config.decoder.see_map
         self.perception = Perception(
-            FusionBackbone(config.backbone), config.backbone.coarse_size, neck, config.width, config.perception
+            FusionBackbone(config.backbone), neck, config.width, config.perception, looks_at_map
         )
         self.agent_head = AgentHead(config.width, config.perception)
         self.semantic_head = SemanticHead(neck, config.perception)
-        self.initial = AnchorNoise(anchors, self.space)
-        self.decoder = CascadeDecoder(self.space, config.width, config.poses, config.perception.range_m, config.decoder)
+        self.initial = AnchorNoise(anchors, self.space) if config.anchored else PureNoise(self.space)
+        self.decoder = build_denoiser(config, self.space)
         self.kernel = DDIM(self.schedule)
-        self.selector = LogitSelector()
+        self.selector = LogitSelector() if config.anchored else FirstSample()
         noise = scene_noise([DEFAULT_NOISE_TOKEN], DEFAULT_NOISE_SEED, self.noise_shape)
         self.register_buffer("default_noise", noise.to(torch.get_default_device()), persistent=False)
         if config.backbone.channels_last:
@@ -181,11 +210,23 @@ class DiffusionDrive(nn.Module):
         cache = self.decoder.prepare(context, self.initial.anchors)
         return sample(start, self.decoder, cache, self.schedule, self.kernel, complete)
 
-    def training_outputs(self, features: Mapping[str, Tensor], noise: Tensor, timesteps: Tensor) -> TrainingOutputs:
-        """One pass at levels `timesteps` (B,) int64 from anchors with `noise` (B, M, T, 2): what the loss reads."""
+    def training_outputs(
+        self,
+        features: Mapping[str, Tensor],
+        noise: Tensor,
+        timesteps: Tensor,
+        human: Tensor | None = None,
+        of_human: Tensor | None = None,
+    ) -> TrainingOutputs:
+        """One pass at levels `timesteps` (B,) int64 from anchors with `noise` (B, M, T, 2): what the loss reads.
+
+        human: (B, T, 2) recorded plans [m], diffused instead of the nearest anchor in the scenes of `of_human` (B,)
+        bool (see `ScheduleConfig.noise_source`), and in every scene and sample by planners without anchors.
+        """
         context = self.perceive(features)
         anchors = self.initial.anchors
-        noisy = self.schedule.add_noise(self.space.normalise(anchors), noise.to(anchors), timesteps)
+        clean = self.initial.clean(human, of_human)
+        noisy = self.schedule.add_noise(clean, noise.to(clean), timesteps)
         denoised = self.decoder.denoise(noisy, timesteps, self.decoder.prepare(context, anchors))
         return TrainingOutputs(
             poses=denoised.poses,
@@ -194,13 +235,36 @@ class DiffusionDrive(nn.Module):
             points=denoised.points,
             agents=self.agent_head(context.agents),
             bev_semantic_map=self.semantic_head(context.neck),
+            visible_deg=self.config.perception.visible_deg,
         )
 
     def set_schedule(self, config: ScheduleConfig) -> None:
-        """Plan with another preset or number of steps; the weights stay."""
+        """Plan with another preset or number of steps; the weights stay. Raises UserError for one that does not fit."""
+        checked = replace(self.config, schedule=config)
+        if checked.anchored != self.config.anchored:
+            raise UserError(
+                f"schedule.preset: '{config.preset}' does not fit the planner '{self.config.name}', which was trained "
+                f"under '{self.config.schedule.preset}'"
+            )
         self.config.schedule = config
-        self.schedule = Schedule.from_config(config).to(self.initial.anchors.device)
+        self.schedule = Schedule.from_config(config).to(self.default_noise.device)
         self.kernel = DDIM(self.schedule)
+
+    def set_modes(self, modes: int) -> None:
+        """Plan with more or fewer candidates; the weights stay.
+
+        Without anchors any number of samples can be drawn. With M anchors, fewer modes are those of anchors spread
+        evenly over their order, and a multiple of M starts from each anchor so often, with noise of its own.
+        """
+        count = self.config.modes
+        if replace(self.config, modes=modes).anchored:
+            if modes > count and modes % count:
+                raise UserError(f"modes: {modes} is no multiple of the planner's {count} anchors")
+            rows = [number % count if modes > count else number * count // modes for number in range(modes)]
+            self.initial = AnchorNoise(self.initial.anchors[rows], self.space)
+        self.config.modes = modes
+        noise = scene_noise([DEFAULT_NOISE_TOKEN], DEFAULT_NOISE_SEED, self.noise_shape)
+        self.default_noise = noise.to(self.default_noise)
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> DiffusionDrive:
@@ -226,14 +290,19 @@ class DiffusionDrive(nn.Module):
             return drawn.to(self.default_noise.device)
         return self.default_noise.expand(shape)
 
-    def checked_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Camera, LiDAR and status. Raises UserError when one is missing or of another size."""
+    def checked_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Camera, LiDAR (None for a camera-only planner) and status.
+
+        Raises UserError when one is missing or of another size.
+        """
         backbone = self.config.backbone
         sizes = {
             "camera_feature": (backbone.image_channels, *backbone.image_size),
             "lidar_feature": (backbone.lidar_channels, *backbone.lidar_size),
             "status_feature": (self.config.perception.status_size,),
         }
+        if not backbone.lidar:
+            del sizes["lidar_feature"]
         for name, size in sizes.items():
             if name not in features:
                 raise UserError(f"features: '{name}' is missing; given are {sorted(features)}")
@@ -242,7 +311,31 @@ class DiffusionDrive(nn.Module):
                     f"{name} has shape {tuple(features[name].shape)}, but the planner '{self.config.name}' reads "
                     f"(B, {', '.join(map(str, size))}); build the features with this planner's configuration"
                 )
-        return tuple(features[name] for name in sizes)  # type: ignore[return-value]
+        lidar = features["lidar_feature"] if backbone.lidar else None
+        return features["camera_feature"], lidar, features["status_feature"]
+
+
+def build_denoiser(config: PlannerConfig, space: TrajectorySpace) -> CascadeDecoder | UNetDenoiser | RegressionHead:
+    """The denoiser that the configuration names."""
+    if config.denoiser == UNET:
+        return UNetDenoiser(space, config.width, config.poses, config.anchored, config.unet)
+    if config.denoiser == REGRESSION:
+        return RegressionHead(space, config.width, config.poses, config.regression)
+    return CascadeDecoder(space, config.width, config.poses, config.perception.range_m, config.decoder)
+
+
+def check_anchors(config: PlannerConfig, anchors: Tensor | None) -> None:
+    """Raise UserError unless there are anchors of the right shape exactly where the planner has them."""
+    if not config.anchored:
+        if anchors is not None:
+            raise UserError(f"the planner '{config.name}' has no anchors, but some were given; leave them out")
+        return
+    shape, expected = None if anchors is None else tuple(anchors.shape), (config.modes, config.poses, 2)
+    if shape != expected:
+        raise UserError(
+            f"anchors have shape {shape}, but the planner '{config.name}' has modes={config.modes} and "
+            f"poses={config.poses}, so {expected}; cluster again (tools/cluster_anchors.py) or change modes"
+        )
 
 
 def choose(poses: Tensor, mode: Tensor) -> Tensor:

@@ -1,22 +1,24 @@
 """From a start to proposals: the loop of denoising passes, in exchangeable parts.
 
-    InitialDistribution.start(batch noise)        -> sample (B, M, T, 2), normalised
-    Denoiser.prepare(context, …), .denoise(…)     -> Denoised                       (decoder.py)
+    InitialDistribution.start(noise, schedule)    -> sample (B, M, T, 2), normalised
+    Denoiser.prepare(context, …), .denoise(…)     -> Denoised                       (decoder.py, baselines/)
     Kernel.step(sample, clean, label, next_label) -> sample at the next level
     Selector.select(poses, logits)                -> chosen mode (B,)
 
-Each is small enough to be replaced alone; chance enters only through the noise given to `start`.
+Each is small enough to be replaced alone; chance enters only through the noise given to `start`. DiffusionDrive starts
+from noised anchors and takes the mode with the highest logit; planners without anchors start from pure noise and take
+their first sample, because nothing ranks the others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from diffusiondrive.decoder import Denoised, SceneCache
+from diffusiondrive.decoder import Denoised
 from diffusiondrive.perception import SceneContext
 from diffusiondrive.schedule import Schedule
 from diffusiondrive.space import TrajectorySpace
@@ -25,8 +27,16 @@ from diffusiondrive.space import TrajectorySpace
 class InitialDistribution(Protocol):
     """Where a plan starts."""
 
+    anchors: Tensor | None  # (M, T, 2) [m], one a mode; None where modes are interchangeable samples
+
     def start(self, noise: Tensor, schedule: Schedule) -> Tensor:
-        """Standard normal noise (B, M, T, 2) -> start samples (B, M, T, 2), normalised, at `schedule.start_level`."""
+        """Standard normal noise (B, M, T, 2) -> start samples (B, M, T, 2), normalised, at the plan's first level."""
+
+    def clean(self, human: Tensor | None, of_human: Tensor | None) -> Tensor:
+        """What training diffuses, normalised, broadcastable to (B, M, T, 2).
+
+        human: (B, T, 2) recorded plans [m]; of_human: (B,) bool, scenes in which the human plan itself is diffused
+        """
 
 
 class Denoiser(Protocol):
@@ -34,10 +44,10 @@ class Denoiser(Protocol):
 
     space: TrajectorySpace
 
-    def prepare(self, context: SceneContext, anchors: Tensor) -> SceneCache:
+    def prepare(self, context: SceneContext, anchors: Tensor | None) -> Any:
         """What no pass changes."""
 
-    def denoise(self, sample: Tensor, label: Tensor, cache: SceneCache) -> Denoised:
+    def denoise(self, sample: Tensor, label: Tensor, cache: Any) -> Denoised:
         """One pass at level `label`."""
 
 
@@ -68,6 +78,35 @@ class AnchorNoise(nn.Module):
         clean = self.space.normalise(self.anchors)
         return schedule.add_noise(clean, noise.to(clean), schedule.start_level)
 
+    def clean(self, human: Tensor | None, of_human: Tensor | None) -> Tensor:
+        """The anchors; where `of_human` asks for it, the human plan takes the place of the anchor nearest to it."""
+        clean = self.space.normalise(self.anchors)
+        if of_human is None:
+            return clean
+        human = human.to(clean)
+        nearest = torch.linalg.vector_norm(human[:, None] - self.anchors, dim=-1).mean(-1).argmin(-1)  # (B,)
+        replaced = of_human[:, None] & (torch.arange(len(clean), device=clean.device) == nearest[:, None])  # (B, M)
+        return torch.where(replaced[..., None, None], self.space.normalise(human)[:, None], clean)
+
+
+class PureNoise(nn.Module):
+    """Start at N(0, 1): a plain diffusion policy, and planners that do not diffuse at all."""
+
+    anchors = None
+
+    def __init__(self, space: TrajectorySpace):
+        super().__init__()
+        self.space = space
+
+    def start(self, noise: Tensor, schedule: Schedule) -> Tensor:
+        return noise
+
+    def clean(self, human: Tensor | None, of_human: Tensor | None) -> Tensor:
+        """The human plan, the same for all samples: (B, 1, T, 2)."""
+        if human is None:
+            raise ValueError("without anchors, training diffuses the human plan, and none is given")
+        return self.space.normalise(human)[:, None]
+
 
 class DDIM:
     """Deterministic update (η = 0) for a network that predicts the clean sample.
@@ -91,6 +130,13 @@ class LogitSelector:
         return logits.argmax(dim=1)
 
 
+class FirstSample:
+    """The first of interchangeable samples."""
+
+    def select(self, poses: Tensor, logits: Tensor) -> Tensor:
+        return torch.zeros(len(poses), dtype=torch.int64, device=poses.device)
+
+
 @dataclass(frozen=True)
 class Chain:
     """A denoising run of K passes.
@@ -106,7 +152,7 @@ class Chain:
 def sample(
     start: Tensor,
     denoiser: Denoiser,
-    cache: SceneCache,
+    cache: Any,
     schedule: Schedule,
     kernel: Kernel,
     complete: bool = False,

@@ -5,6 +5,7 @@
     python tools/evaluate.py planner=[human,pdm_closed,constant_velocity,stationary,outputs/train/planner]
     python tools/evaluate.py planner=checkpoints/diffusiondrive data=navsim split=navtest metric=[pdms_v1,epdms_v2]
     python tools/evaluate.py planner=human evaluator=both                  # pdms_v1 and epdms_v2
+    python tools/evaluate.py planner=outputs/train/planner sampling.steps=4 sampling.schedule=consistent
     python tools/evaluate.py planner=outputs/train/planner stage=infer     # on the machine with the accelerator
     python tools/evaluate.py planner=outputs/train/planner stage=score     # later, anywhere
 
@@ -23,9 +24,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from tqdm import tqdm
 
-from diffusiondrive.evaluation import make_planner
+from diffusiondrive.evaluation import EvaluatePlannerConfig, make_planner
 from navsim_eval.command_line import run_tool
-from navsim_eval.evaluate import EvaluateConfig, evaluate
+from navsim_eval.evaluate import evaluate
 from navsim_eval.results import score_rows
 
 
@@ -35,7 +36,7 @@ def bar(title: str, total: int) -> Iterator:
         yield shown.update
 
 
-def main(config: EvaluateConfig) -> None:
+def main(config: EvaluatePlannerConfig) -> None:
     runs = evaluate(config, make_planner, bar)
     for metric in dict.fromkeys(run.results.metric for run in runs):
         summaries = [run.summary for run in runs if run.results.metric == metric]
@@ -54,4 +55,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main, EvaluateConfig, "evaluate", __doc__))
+    sys.exit(run_tool(main, EvaluatePlannerConfig, "evaluate", __doc__))

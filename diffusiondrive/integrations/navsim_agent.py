@@ -37,22 +37,23 @@ _SAMPLING = "nuplan.planning.simulation.trajectory.trajectory_sampling"
 _NOW = 3  # index of the current frame among the four that the devkit loads
 
 
-def features_from_input(agent_input: Any, config: FeatureConfig) -> dict[str, np.ndarray]:
+def features_from_input(agent_input: Any, config: FeatureConfig, lidar: bool = True) -> dict[str, np.ndarray]:
     """Model input (see `build_features`) from the devkit's `AgentInput`: its last frame is the current one.
 
+    lidar: off, the point cloud is not read (camera-only planners).
     Raises DataError for a sensor that was not loaded.
     """
     cameras, status = agent_input.cameras[-1], agent_input.ego_statuses[-1]
     images = [getattr(cameras, name.lower()).image for name in CAMERAS]
     cloud = agent_input.lidars[-1].lidar_pc
-    loaded = dict(zip((*CAMERAS, "lidar_pc"), (*images, cloud), strict=True))
+    loaded = dict(zip(CAMERAS, images, strict=True)) | ({"lidar_pc": cloud} if lidar else {})
     for name, value in loaded.items():
         if value is None:
             raise DataError("AgentInput", "not loaded", field=name.lower(), remedy="keep the agent's sensor config")
     motion = (status.driving_command, status.ego_velocity, status.ego_acceleration)
     compact = {
         "camera_feature": camera_feature(*images, config),
-        "lidar_feature": lidar_feature(cloud, config),
+        **({"lidar_feature": lidar_feature(cloud, config)} if lidar else {}),
         "status_feature": np.concatenate([np.asarray(part, np.float64) for part in motion]).astype(np.float32),
     }
     return to_float(compact, config)
@@ -67,14 +68,15 @@ def _agent_class() -> type:
     class FeatureBuilder(builder):
         """The devkit's way to ask for features."""
 
-        def __init__(self, config: FeatureConfig):
-            self.config = config
+        def __init__(self, config: FeatureConfig, lidar: bool):
+            self.config, self.lidar = config, lidar
 
         def get_unique_name(self) -> str:
             return "diffusiondrive_feature"
 
         def compute_features(self, agent_input: Any) -> dict[str, Tensor]:
-            return {k: torch.from_numpy(v) for k, v in features_from_input(agent_input, self.config).items()}
+            features = features_from_input(agent_input, self.config, self.lidar)
+            return {name: torch.from_numpy(value) for name, value in features.items()}
 
     class DiffusionDriveAgent(base):
         """A trained planner under the devkit's interface.
@@ -109,10 +111,12 @@ def _agent_class() -> type:
 
         def get_sensor_config(self) -> Any:
             used = {name.lower(): [_NOW] if name in CAMERAS else False for name in ALL_CAMERAS}
-            return devkit[_DATA].SensorConfig(**used, lidar_pc=[_NOW])
+            lidar = self._planner is None or self._planner.config.backbone.lidar
+            return devkit[_DATA].SensorConfig(**used, lidar_pc=[_NOW] if lidar else False)
 
         def get_feature_builders(self) -> list[Any]:
-            return [FeatureBuilder(FeatureConfig.for_planner(self._loaded().config))]
+            config = self._loaded().config
+            return [FeatureBuilder(FeatureConfig.for_planner(config), config.backbone.lidar)]
 
         def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
             """Features of B scenes → `trajectory` (B, 8, 3) float32 on the CPU, where the devkit reads it."""

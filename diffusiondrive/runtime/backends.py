@@ -42,6 +42,12 @@ def _reference(planner: DiffusionDrive, options: BackendOptions) -> Backend:
     return reference(planner, options)
 
 
+def _plain(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.torch_backends import plain
+
+    return plain(planner, options)
+
+
 def _eager(planner: DiffusionDrive, options: BackendOptions) -> Backend:
     from diffusiondrive.runtime.torch_backends import eager
 
@@ -81,6 +87,7 @@ def _tensorrt(planner: DiffusionDrive, options: BackendOptions) -> Backend:
 # Each imports what it needs when it is asked for.
 BACKENDS: dict[str, Callable[[DiffusionDrive, BackendOptions], Backend]] = {
     "reference": _reference,
+    "plain": _plain,
     "eager": _eager,
     "compile": _compile,
     "cudagraph": _cudagraph,

@@ -26,7 +26,7 @@ from diffusiondrive.runtime.latency_report import columns, compare, summarise
 from diffusiondrive.runtime.machine import machine_state, memory_use
 from diffusiondrive.runtime.observation import Observation, read_observation
 from diffusiondrive.runtime.pipeline import SensorPlanner
-from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+from diffusiondrive.runtime.program import PlainProgram, PlanProgram, ReferenceProgram
 from diffusiondrive.runtime.roofline import count_stages, measure_rates, roofline
 from diffusiondrive.runtime.runtime import Runtime
 from diffusiondrive.runtime.sensors import SensorConfig
@@ -38,6 +38,7 @@ from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
 
+_CUT = (PlanProgram, ReferenceProgram, PlainProgram)  # programs with seams
 GPU_ITERATIONS, LEAST_ITERATIONS = 1000, 50
 
 
@@ -191,9 +192,7 @@ def measure(
     return rows, time.perf_counter() - started
 
 
-def timed_sensors(
-    planner: SensorPlanner, observation: Observation
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def timed_sensors(planner: SensorPlanner, observation: Observation) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Features on the device, finished, and the wall milliseconds of `decode` and `features`."""
     device = planner.runtime.device
     marks = [time.perf_counter()]
@@ -266,6 +265,8 @@ def load(name: str, seed: int) -> DiffusionDrive:
     config = planner_config(name.removeprefix("random:"))
     config.backbone.image_weights = "none"
     torch.manual_seed(seed)
+    if not config.anchored:
+        return DiffusionDrive(config)
     seconds = torch.arange(1, config.poses + 1) / 2
     speeds = torch.linspace(0.5, 12.0, config.modes)
     anchors = torch.stack([speeds[:, None] * seconds, torch.zeros(config.modes, config.poses)], dim=-1)
@@ -292,4 +293,4 @@ def usable_observations(config: BenchmarkConfig, planner: SensorPlanner) -> list
 
 def _subject(runtime: Runtime, cut: bool) -> Subject:
     program = getattr(runtime.backend, "program", None)
-    return Subject(runtime, program if cut and isinstance(program, PlanProgram | ReferenceProgram) else None)
+    return Subject(runtime, program if cut and isinstance(program, _CUT) else None)

@@ -23,8 +23,9 @@ from timm.models._features import FeatureDictNet, FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from diffusiondrive.backbone import Fusion, FusionBlock, encoder_stages, resize
+from diffusiondrive.backbone import Fusion, FusionBlock, resize
 from diffusiondrive.decoder import CrossAttention
+from diffusiondrive.encoders import encoder_stages
 from diffusiondrive.planner import DiffusionDrive
 
 BORDER = 2  # zero cells around the planning map: as far as a 3×3 window of a corner outside the map reaches

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusiondrive.perception import Agents
-from diffusiondrive.planner import DiffusionDrive, Plan, PlannerConfig, choose
+from diffusiondrive.planner import CASCADE, DiffusionDrive, Plan, PlannerConfig, choose
 from diffusiondrive.runtime.denoiser import Denoiser
 from diffusiondrive.runtime.encoder import Encoder
 from diffusiondrive.runtime.reference import ReferencePlanner
+from navsim_eval.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,43 @@ def pack(plan: Plan) -> Tensor:
     return torch.cat([part.float().flatten(1) for part in parts], dim=1)
 
 
+def require_published_form(planner: DiffusionDrive) -> None:
+    """Raise UserError for a planner that the rewrites do not cover: another denoiser, no LiDAR, a look left out."""
+    config = planner.config
+    looks = (config.decoder.see_map, config.decoder.see_agents, config.decoder.see_ego)
+    departures = {
+        f"denoiser={config.denoiser}": config.denoiser != CASCADE,
+        "no LiDAR": not config.backbone.lidar,
+        "a look of the decoder left out": config.denoiser == CASCADE and not all(looks),
+    }
+    if found := [name for name, holds in departures.items() if holds]:
+        raise UserError(
+            f"planner '{config.name}' ({', '.join(found)}) is not of the published form, for which this backend and "
+            "exports are written; use backend=plain, which runs any planner as it is"
+        )
+
+
+class PlainProgram(nn.Module):
+    """The planner itself, as it is: any planner, at the speed of its own code."""
+
+    def __init__(self, planner: DiffusionDrive, auxiliary: bool = False):
+        super().__init__()
+        self.planner, self.auxiliary = copy.deepcopy(planner).eval(), auxiliary
+        self.requires_grad_(False)
+
+    def forward(self, camera: Tensor, lidar: Tensor, status: Tensor, noise: Tensor) -> Tensor:
+        """Features as in `DiffusionDrive`, noise (B, M, T, 2) -> (B, length)."""
+        features = {"camera_feature": camera, "lidar_feature": lidar, "status_feature": status}
+        return pack(self.planner(features, noise, auxiliary=self.auxiliary))
+
+
 class PlanProgram(nn.Module):
     """The rewritten planner (encoder.py, denoiser.py); copies the planner's weights."""
 
     def __init__(self, planner: DiffusionDrive, auxiliary: bool = False, dtype: torch.dtype = torch.float32):
         """auxiliary: also predict agents and the semantic map. dtype: of the backbone."""
         super().__init__()
+        require_published_form(planner)
         self.encoder, self.denoiser = Encoder(planner, dtype), Denoiser(planner)
         self.agent_head = copy.deepcopy(planner.agent_head).eval() if auxiliary else None
         self.semantic_head = copy.deepcopy(planner.semantic_head).eval() if auxiliary else None
@@ -106,6 +138,7 @@ class ReferenceProgram(nn.Module):
 
     def __init__(self, planner: DiffusionDrive):
         super().__init__()
+        require_published_form(planner)
         self.planner = ReferencePlanner(planner)
 
     def forward(self, camera: Tensor, lidar: Tensor, status: Tensor, noise: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusiondrive.backbone import Fusion, SelfAttention, encoder_stages, resize
+from diffusiondrive.backbone import Fusion, SelfAttention, resize
 from diffusiondrive.decoder import ANCHORS, POSE, CascadeLayer, CrossAttention, point_embedding, time_embedding
+from diffusiondrive.encoders import encoder_stages
 from diffusiondrive.perception import SceneContext
 from diffusiondrive.planner import DiffusionDrive, Plan, choose
 

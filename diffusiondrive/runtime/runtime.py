@@ -7,6 +7,7 @@
 Backends, all of which compute the same plan (docs/real_time.md says which one to take):
 
     reference   the plain published computation, the yardstick of speed
+    plain       the planner's own code, for any planner; all others want the published form (docs/baselines.md)
     eager       the rewritten planner (program.py), operation by operation
     compile     the same through torch.compile
     cudagraph   eager, captured once with its copies and replayed (NVIDIA GPU)
@@ -65,6 +66,7 @@ class Runtime:
         options = BackendOptions(self.device, precision, batch, auxiliary)
         self.backend: Backend = build_backend(backend, planner, options)
         self.startup_s = time.perf_counter() - started
+        self._no_lidar = torch.zeros(batch, 1, 1, 1)
         self._noise = planner.default_noise.detach().cpu().float().expand(batch, *self.noise_shape).contiguous()
 
     @classmethod
@@ -91,6 +93,8 @@ class Runtime:
         """
         tensors = {name: _tensor(value) for name, value in features.items()}
         camera, lidar, status = self.planner.checked_features(tensors)
+        if lidar is None:  # a camera-only planner
+            lidar = self._no_lidar
         if len(camera) != self.batch:
             raise UserError(f"features hold {len(camera)} scenes, but this runtime was made for batch={self.batch}")
         if noise is None:

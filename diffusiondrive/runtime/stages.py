@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+from diffusiondrive.runtime.program import PlainProgram, PlanProgram, ReferenceProgram
 
 BACKBONE, CONTEXT, HEAD, REST = "backbone", "queries and map", "plan head", "rest"
 STAGES = (BACKBONE, CONTEXT, HEAD, REST)
@@ -64,6 +64,9 @@ def marked(program: nn.Module, stop: Callable[[str], None]) -> Iterator[None]:
         seams = [(program.encoder, "backbone"), (program.encoder, "forward"), (program.denoiser, "forward")]
     elif isinstance(program, ReferenceProgram):
         seams = [(program.planner, "_backbone"), (program.planner, "perceive"), (program.planner, "passes")]
+    elif isinstance(program, PlainProgram):
+        planner = program.planner
+        seams = [(planner.perception.backbone, "forward"), (planner, "perceive"), (planner, "propose")]
     else:
         raise TypeError(f"{type(program).__name__} has no seams")
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ from diffusiondrive.planner import DiffusionDrive
 from diffusiondrive.runtime.backends import Backend, BackendOptions, Inputs
 from diffusiondrive.runtime.cache import cache_folder
 from diffusiondrive.runtime.device import HALF, float32_rule
-from diffusiondrive.runtime.program import PlanProgram, ReferenceProgram
+from diffusiondrive.runtime.program import PlainProgram, PlanProgram, ReferenceProgram
 from diffusiondrive.runtime.winograd import use_winograd
 from navsim_eval.errors import UserError
 
@@ -78,6 +78,13 @@ def reference(planner: DiffusionDrive, options: BackendOptions) -> Backend:
     if options.precision in HALF:
         raise UserError(f"backend=reference computes in float32 or tf32, not in {options.precision}")
     return DirectBackend(ReferenceProgram(planner).to(options.device).eval(), options)
+
+
+def plain(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    """The planner's own code."""
+    if options.precision in HALF:
+        raise UserError(f"backend=plain computes in float32 or tf32, not in {options.precision}")
+    return DirectBackend(PlainProgram(planner, options.auxiliary).to(options.device).eval(), options)
 
 
 def eager(planner: DiffusionDrive, options: BackendOptions) -> Backend:

@@ -43,7 +43,10 @@ class AugmentationConfig:
 def augment(
     features: dict[str, Tensor], tokens: Sequence[str], seed: int, config: AugmentationConfig
 ) -> dict[str, Tensor]:
-    """Float features of a batch (camera (B, 3, H, W), LiDAR (B, 1, N, N), status (B, 8)), disturbed copies of them."""
+    """Float features of a batch (camera (B, 3, H, W), LiDAR (B, 1, N, N), status (B, 8)), disturbed copies of them.
+
+    The LiDAR may be absent.
+    """
     if not any(vars(config).values()):
         return features
     draws = [np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(token.encode())]) for token in tokens]
@@ -52,19 +55,21 @@ def augment(
         values = np.stack([draw.uniform(low, high, shape) for draw in draws]).astype(np.float32)
         return torch.from_numpy(values).to(features["status_feature"].device)
 
-    camera, lidar, status = (features[f"{name}_feature"] for name in ("camera", "lidar", "status"))
+    camera, lidar, status = (features.get(f"{name}_feature") for name in ("camera", "lidar", "status"))
     gain = 1.0 + config.camera_gain * uniform(-1, 1, 3, 1, 1)
     camera = camera * gain + config.camera_offset * uniform(-1, 1, 3, 1, 1)
     if config.camera_noise:
         generator = torch.Generator(camera.device).manual_seed(zlib.crc32(f"{seed}:{tokens[0]}".encode()))
         noise = torch.randn(camera.shape, generator=generator, device=camera.device)
         camera = camera + config.camera_noise * noise
-    kept = uniform(0, 1, *lidar.shape[1:]) >= config.lidar_drop * uniform(0, 1, 1, 1, 1) if config.lidar_drop else 1
+    if lidar is not None and config.lidar_drop:
+        lidar = lidar * (uniform(0, 1, *lidar.shape[1:]) >= config.lidar_drop * uniform(0, 1, 1, 1, 1))
     sees = (uniform(0, 1, 2) >= config.blind).to(camera.dtype)
     moved = 1.0 + config.status_noise * torch.cat([torch.zeros_like(status[:, :4]), _normal(draws, status)], dim=1)
+    seen = {} if lidar is None else {"lidar_feature": lidar * sees[:, 1, None, None, None]}
     return {
         "camera_feature": camera.clamp(0, 1) * sees[:, 0, None, None, None],
-        "lidar_feature": lidar * kept * sees[:, 1, None, None, None],
+        **seen,
         "status_feature": status * moved,
     }
 

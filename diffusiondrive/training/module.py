@@ -6,7 +6,7 @@ batch size, process count nor an interruption changes them. Dropout masks follow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from diffusiondrive.dataset import Sample, to_model_input
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.losses import LossConfig, planner_loss
-from diffusiondrive.noise import scene_noise, training_draw
+from diffusiondrive.noise import scene_noise, training_coin, training_draw
 from diffusiondrive.planner import DiffusionDrive, Plan, TrainingOutputs
+from diffusiondrive.schedule import ANCHOR, MIXED
 from diffusiondrive.training.augmentation import AugmentationConfig, augment
 from diffusiondrive.training.config import OptimizerConfig
 from diffusiondrive.training.learning_rate import published_epoch_rate, warmup_cosine
@@ -64,7 +65,10 @@ class PlannerModule(pl.LightningModule):
         levels = planner.config.schedule.train_levels
         noise, levels = training_draw(tokens, self._epoch_seed, planner.noise_shape, levels)
         features = augment(self._input(batch), tokens, self._epoch_seed, self.augmentation)
-        outputs = planner.training_outputs(features, noise.to(self.device), levels.to(self.device))
+        human = batch.targets["trajectory"][..., :2].float()
+        outputs = planner.training_outputs(
+            features, noise.to(self.device), levels.to(self.device), human, self._of_human(tokens)
+        )
         terms = planner_loss(outputs, self._targets(batch, outputs), self.loss_config)
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), batch_size=len(tokens), prog_bar=name == "loss")
@@ -105,11 +109,19 @@ class PlannerModule(pl.LightningModule):
 
     def _targets(self, batch: Sample, outputs: TrainingOutputs) -> Mapping[str, Tensor]:
         """The batch's targets and, where they are asked for, PDMS of the modes that the last layer proposes."""
-        if self.judge is None:
+        if self.judge is None or outputs.anchors is None:
             return batch.targets
         poses = outputs.poses[-1].detach().double().cpu().numpy()
         scores = torch.from_numpy(self.judge.scores(batch.token, poses))
         return {**batch.targets, "mode_scores": scores.to(self.device, torch.float32)}
+
+    def _of_human(self, tokens: Sequence[str]) -> Tensor | None:
+        """(B,) bool: scenes whose human plan is diffused in the place of the nearest anchor; None: nowhere."""
+        source = self.planner.config.schedule.noise_source
+        if source == ANCHOR:
+            return None
+        drawn = training_coin(tokens, self._epoch_seed) if source == MIXED else torch.ones(len(tokens)).bool()
+        return drawn.to(self.device)
 
     def _input(self, batch: Sample) -> dict[str, Tensor]:
         return to_model_input(batch.features, self.features)
@@ -130,7 +142,7 @@ def parameter_groups(planner: nn.Module, config: OptimizerConfig) -> list[dict[s
         if not parameter.requires_grad:
             continue
         image = "image_encoder" in name
-        learned_input = name.endswith(("positions", "queries"))
+        learned_input = name.endswith(("positions", "queries", "latent"))
         decays = config.decay_everything or (parameter.ndim > 1 and not learned_input)
         groups.setdefault((image, decays), []).append(parameter)
     return [

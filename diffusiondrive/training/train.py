@@ -1,11 +1,11 @@
 """A training run from its configuration: data, planner, Lightning trainer, and what is left on disk.
 
-    <output_dir>/config.yaml        the resolved configuration
-    <output_dir>/environment.json   versions, hardware, git state
-    <output_dir>/metrics.jsonl      one JSON line per logged step;  tensorboard/: the same as curves
-    <output_dir>/last.ckpt          everything needed to go on exactly (weights, optimiser, averages, position)
-    <output_dir>/best.ckpt          the same at the best validation PDMS
-    <output_dir>/planner/           self-contained planner folder: best validation PDMS, or the last weights without one
+<output_dir>/config.yaml        the resolved configuration
+<output_dir>/environment.json   versions, hardware, git state
+<output_dir>/metrics.jsonl      one JSON line per logged step;  tensorboard/: the same as curves
+<output_dir>/last.ckpt          everything needed to go on exactly (weights, optimiser, averages, position)
+<output_dir>/best.ckpt          the same at the best validation PDMS
+<output_dir>/planner/           self-contained planner folder: best validation PDMS, or the last weights without one
 """
 
 from __future__ import annotations
@@ -98,12 +98,13 @@ def open_samples(config: TrainConfig, split: str, cache: str, features: FeatureC
     """Samples from a cache if one is named, else straight from logs and sensors."""
     if cache:
         return PlanningDataset.from_cache(cache, features)
-    return PlanningDataset.from_raw(config.data, split, features)
+    return PlanningDataset.from_raw(config.data, split, features, lidar=config.model.backbone.lidar)
 
 
 def build_planner(config: TrainConfig, say: Callable[[str], None]) -> DiffusionDrive:
     """The planner to start from: configured sizes, anchors, then pretrained or image weights, whichever is named."""
-    planner = DiffusionDrive(config.model, torch.from_numpy(load_anchors(config, say)))
+    anchors = load_anchors(config, say)
+    planner = DiffusionDrive(config.model, None if anchors is None else torch.from_numpy(anchors))
     if config.pretrained:
         weights = DiffusionDrive.from_pretrained(config.pretrained).state_dict()
         if mismatch := compare(planner.state_dict(), weights):
@@ -115,8 +116,10 @@ def build_planner(config: TrainConfig, say: Callable[[str], None]) -> DiffusionD
     return planner
 
 
-def load_anchors(config: TrainConfig, say: Callable[[str], None]) -> np.ndarray:
-    """(M, T, 2) float32 anchors from the named file, or clustered from the training split."""
+def load_anchors(config: TrainConfig, say: Callable[[str], None]) -> np.ndarray | None:
+    """(M, T, 2) float32 anchors from the named file, or clustered from the training split; None: it has none."""
+    if not config.model.anchored:
+        return None
     if not config.anchors:
         say(f"no anchors named: clustering the human plans of split {config.split}")
         plans = human_plans(SceneDataset.from_config(config.data, config.split))
@@ -138,7 +141,7 @@ def validation(config: TrainConfig, val_set: PlanningDataset | None, output: Pat
 
 def mode_judge(config: TrainConfig, output: Path) -> ModeJudge | None:
     """Scores the modes of training scenes, where the loss asks for it."""
-    if config.loss.judged == 0:
+    if config.loss.judged == 0 or not config.model.anchored:
         return None
     return ModeJudge(metric_caches(config, config.split, config.metrics or output / "train_metrics"))
 

@@ -9,22 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import diffusiondrive as package
-from diffusiondrive.backbone import BackboneConfig, FusionBackbone, load_image_weights
+from diffusiondrive.backbone import BackboneConfig, FusionBackbone
 from diffusiondrive.decoder import ANCHORS, POINTS, DecoderConfig, point_embedding, time_embedding
+from diffusiondrive.encoders import load_image_weights
 from diffusiondrive.losses import planner_loss
 from diffusiondrive.noise import scene_noise, training_draw
 from diffusiondrive.perception import PerceptionConfig, SceneContext
 from diffusiondrive.planner import DiffusionDrive, PlannerConfig, choose
 from diffusiondrive.schedule import ScheduleConfig
+from diffusiondrive.training.config import TrainConfig
 from diffusiondrive.variants import VARIANTS, city_nano, planner_config, tiny
-from navsim_eval.config import CONFIG_ROOT, from_mapping
+from navsim_eval.config import CONFIG_ROOT, load_config
 from navsim_eval.errors import UserError
 
 
@@ -59,8 +60,7 @@ def make_features(config: PlannerConfig, batch: int, seed: int = 1) -> dict[str,
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_configuration_files_hold_the_same_numbers_as_the_code(name) -> None:
-    written = yaml.safe_load((CONFIG_ROOT / "model" / f"{name}.yaml").read_text())
-    assert from_mapping(PlannerConfig, written) == planner_config(name)
+    assert load_config(TrainConfig, "train", [f"model={name}"]).model == planner_config(name)
     assert planner_config(name).name == name
 
 
@@ -144,7 +144,7 @@ def test_camera_weights_that_cannot_be_fetched_name_the_remedy(monkeypatch) -> N
         raise OSError("no route to host")
 
     backbone = FusionBackbone(tiny().backbone)
-    monkeypatch.setattr("diffusiondrive.backbone.timm.create_model", offline)
+    monkeypatch.setattr("diffusiondrive.encoders.timm.create_model", offline)
     with pytest.raises(UserError, match=r"backbone.image_weights=FILE"):
         load_image_weights(backbone, BackboneConfig())
 
@@ -468,10 +468,10 @@ def test_training_levels_cover_their_range_evenly() -> None:
         (lambda: DecoderConfig(point_dims=5), ("point_dims", "5")),
         (lambda: PerceptionConfig(range_m=-1.0), ("range_m", "-1.0")),
         (lambda: PerceptionConfig(semantic_size=(1, 2, 3)), ("semantic_size", "(1, 2, 3)")),
-        (lambda: BackboneConfig(image_tokens=(7, 32)), ("image_tokens", "(7, 32)", "(8, 32)")),
-        (lambda: BackboneConfig(lidar_size=(250, 256)), ("lidar_size", "(250, 256)", "32")),
+        (lambda: FusionBackbone(BackboneConfig(image_tokens=(7, 32))), ("image_tokens", "(7, 32)", "(8, 32)")),
+        (lambda: FusionBackbone(BackboneConfig(lidar_size=(250, 256))), ("lidar_size", "(250, 256)", "32")),
         (lambda: BackboneConfig(stage_channels=(1, 2)), ("stage_channels", "(1, 2)", "4")),
-        (lambda: BackboneConfig(stage_channels=(30, 60, 120, 240)), ("fusion_heads", "4", "30")),
+        (lambda: FusionBackbone(BackboneConfig(stage_channels=(30, 60, 120, 240))), ("fusion_heads", "4", "30")),
         (lambda: BackboneConfig(map_size=(64,)), ("map_size", "(64,)")),
     ],
 )

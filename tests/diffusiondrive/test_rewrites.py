@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diffusiondrive.backbone import FusionBackbone, build_encoder
+from diffusiondrive.backbone import FusionBackbone
 from diffusiondrive.decoder import CrossAttention, MapLookup, TimeModulation, time_embedding
+from diffusiondrive.encoders import build_encoder
 from diffusiondrive.planner import DiffusionDrive
 from diffusiondrive.runtime.denoiser import CornerLookup, Denoiser
 from diffusiondrive.runtime.encoder import BORDER, Encoder, LastFusion, QueryDecoder, fold_batch_norms
@@ -180,7 +181,7 @@ def test_modulation_of_the_plans_labels_is_stored() -> None:
 @torch.inference_mode()
 def test_folded_batch_norms(config) -> None:
     torch.manual_seed(0)
-    encoder = build_encoder(config, 3).eval()
+    encoder = build_encoder(config, 3, config.image_size).eval()
     enliven(encoder)
     image = torch.rand(2, 3, *config.image_size)
     plain = encoder(image)
