@@ -136,7 +136,10 @@ class DiffusionDrivePlanner:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         noise = self.sampling.draw([scene.token for scene in scenes], self.seed, self.model)
         plan = self.model(to_model_input(batch, self.features), noise=noise.to(self.device), auxiliary=False)
-        return Plans(*(part.float().cpu().numpy() for part in (plan.trajectory, plan.candidates, plan.logits)))
+        trajectory, candidates, logits = (
+            part.float().cpu().numpy() for part in (plan.trajectory, plan.candidates, plan.logits)
+        )
+        return Plans(trajectory, candidates, logits if self.model.config.anchored else None)  # nothing ranks samples
 
     def describe(self) -> dict[str, Any]:
         file = self.path / WEIGHTS_FILE if self.path.is_dir() else self.path

@@ -28,6 +28,8 @@ from navsim_eval.errors import UserError
 from navsim_eval.executor import Workers
 from navsim_eval.infer import expected_scenes, infer, load_predictions
 from navsim_eval.metric_caches import MetricCaches, store_folder
+from navsim_eval.modes.judge import METRIC as MODES_METRIC
+from navsim_eval.modes.judge import JudgedModes, judge_modes
 from navsim_eval.pdm.types import MetricCache
 from navsim_eval.planners import NUM_POSES, Planner, make_baseline
 from navsim_eval.predictions import Predictions
@@ -65,6 +67,7 @@ class EvaluateConfig:
     workers:      processes that build metric caches and score (0: as many as cores and scenes allow)
     executor:     local, or ray for several machines;  ray_address: see `navsim_eval.executor.Workers`
     batch_size, seed, device: of inference; a plan depends on (seed, token) only, never on the batch
+    modes:        also score every candidate of every planner (pdms_v1): modes.csv, mode_scenes.csv, more in the summary
     report:       write report.html;  report_scenes: how many scenes are drawn for each gallery
     """
 
@@ -85,6 +88,7 @@ class EvaluateConfig:
     batch_size: int = 16
     seed: int = 0
     device: str = "auto"
+    modes: bool = False
     report: bool = True
     report_scenes: int = 3
 
@@ -100,6 +104,8 @@ class EvaluateConfig:
         for metric in self.metric:
             if metric not in FORMATS:
                 raise UserError(f"metric='{metric}' is unknown; choose from {', '.join(FORMATS)}")
+        if self.modes and MODES_METRIC not in self.metric:
+            raise UserError(f"modes=true scores candidates under {MODES_METRIC}; metric={self.metric} lacks it")
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}: must be at least 1")
 
@@ -160,7 +166,11 @@ def evaluate(
         seconds = round(time.perf_counter() - started, 2)
         for predictions, results, folder in zip(made, scored, folders, strict=True):
             target = folder if len(caches) == 1 else folder / metric
-            runs.append(_write_run(predictions, results, dataset, target, seconds, protocols[metric]))
+            modes = None
+            if config.modes and metric == MODES_METRIC:
+                with progress(f"candidates of {predictions.manifest['planner']['name']}", len(dataset)) as advance:
+                    modes = judge_modes(predictions, store, workers, advance)
+            runs.append(_write_run(predictions, results, dataset, target, seconds, protocols[metric], modes))
     if len(runs) > 1:
         save_json(Path(config.output_dir) / "summary.json", {"runs": [_line(run, config.output_dir) for run in runs]})
     if config.report:
@@ -176,13 +186,19 @@ def _write_run(
     folder: Path,
     seconds: float,
     protocol: Protocol,
+    modes: JudgedModes | None = None,
 ) -> Run:
-    """Write `scores.csv` and `summary.json` of one planner under one metric."""
+    """Write `scores.csv` and `summary.json` of one planner under one metric; with its judged candidates, theirs too."""
     manifest = predictions.manifest
+    more: dict[str, Any] = {}
+    if modes is not None:
+        modes.save(folder)
+        more["modes"] = modes.summary()
     summary = make_summary(
         results, coverage_of(dataset, predictions, results), planner=manifest["planner"], split=dataset.split.name,
         seed=manifest["seed"], stages=protocol.stages, traffic=protocol.traffic,
         seconds={"infer": manifest["seconds"], "score_all_planners": seconds}, environment=describe_environment(),
+        **more,
     )  # fmt: skip
     results.save_csv(folder / "scores.csv")
     save_json(folder / "summary.json", summary)

@@ -5,6 +5,7 @@
     python tools/evaluate.py planner=[human,pdm_closed,constant_velocity,stationary,outputs/train/planner]
     python tools/evaluate.py planner=checkpoints/diffusiondrive data=navsim split=navtest metric=[pdms_v1,epdms_v2]
     python tools/evaluate.py planner=human evaluator=both                  # pdms_v1 and epdms_v2
+    python tools/evaluate.py planner=outputs/train/planner modes=true      # every candidate: best, mean, diversity
     python tools/evaluate.py planner=outputs/train/planner sampling.steps=4 sampling.schedule=consistent
     python tools/evaluate.py planner=outputs/train/planner stage=infer     # on the machine with the accelerator
     python tools/evaluate.py planner=outputs/train/planner stage=score     # later, anywhere
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from diffusiondrive.evaluation import EvaluatePlannerConfig, make_planner
 from navsim_eval.command_line import run_tool
 from navsim_eval.evaluate import evaluate
+from navsim_eval.modes.judge import mode_rows
 from navsim_eval.results import score_rows
 
 
@@ -36,21 +38,28 @@ def bar(title: str, total: int) -> Iterator:
         yield shown.update
 
 
+def show(table: Table, header: list[str], rows: list[list[str]]) -> None:
+    for index, name in enumerate(header):
+        style = "bold" if index == 1 else None
+        table.add_column(name, justify="right" if index else "left", style=style, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.width = max(console.width, needed)  # a cut-off number is worse than a wrapped line
+    console.print(table)
+
+
 def main(config: EvaluatePlannerConfig) -> None:
     runs = evaluate(config, make_planner, bar)
     for metric in dict.fromkeys(run.results.metric for run in runs):
         summaries = [run.summary for run in runs if run.results.metric == metric]
         header, rows = score_rows(summaries)
         table = Table(title=f"{summaries[0]['metric_title']}, split {config.split}, points", title_justify="left")
-        for index, name in enumerate(header):
-            style = "bold" if index == 1 else None
-            table.add_column(name, justify="right" if index else "left", style=style, no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        console = Console()
-        needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-        console.width = max(console.width, needed)  # a cut-off number is worse than a wrapped line
-        console.print(table)
+        show(table, header, rows)
+    header, rows = mode_rows([run.summary for run in runs])
+    if rows:
+        show(Table(title=f"Candidates, split {config.split}", title_justify="left"), header, rows)
     print(f"written: {config.output_dir}")
 
 

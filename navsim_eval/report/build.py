@@ -20,6 +20,7 @@ from navsim_eval.files import atomic_write
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.report import browser, html
 from navsim_eval.report.gallery import BEST, WORST, CardMaker, choose_scenes, failing_rows
+from navsim_eval.report.modes import modes_section
 from navsim_eval.report.run import SPEED_EDGES, Run, focus_run, speed_label
 from navsim_eval.results import FORMATS, SHORT, score_rows
 from navsim_eval.scene import COMMANDS
@@ -49,7 +50,8 @@ def write_report(
     sections = [_head(runs)]
     for metric in dict.fromkeys(run.results.metric for run in runs):
         mine = [run for run in runs if run.results.metric == metric]
-        sections += [_comparison(mine, focus.planner), _distributions(mine), _breakdown(mine, focus.planner)]
+        sections += [_comparison(mine, focus.planner), modes_section(mine, focus.planner)]
+        sections += [_distributions(mine), _breakdown(mine, focus.planner)]
     shared = [run for run in runs if run.results.metric == focus.results.metric]
     chosen = choose_scenes(focus, count) if count else {}
     order = sorted(chosen, key=lambda row: focus.results.columns["score"][row])
