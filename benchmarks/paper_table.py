@@ -200,14 +200,15 @@ def ratio_claims(found: dict[str, RowScores], heads: dict[str, dict[str, float]]
     return claims
 
 
-COLUMNS = (
-    ("pdms", "PDMS", "{:.1f}"),
-    ("best_pdms", "best of M", "{:.1f}"),
-    ("mean_pdms", "mean of M", "{:.1f}"),
-    ("diversity", "diversity", "{:.3f}"),
-    ("min_ade", "minADE", "{:.2f}"),
-    ("passes", "passes", "{:.0f}"),
-    ("head_ms", "head [ms]", "{:.2f}"),
+COLUMNS = (  # heading, where it is (an entry or its "modes"), factor, digits
+    ("PDMS", "pdms", 1, 1),
+    ("best of M", "best", 100, 1),
+    ("mean of M", "mean", 100, 1),
+    ("diversity", "diversity", 1, 3),
+    ("minADE", "min_ade", 1, 2),
+    ("ECE", "ece_nearest", 1, 3),
+    ("passes", "passes", 1, 0),
+    ("head [ms]", "head_ms", 1, 2),
 )
 
 
@@ -215,11 +216,12 @@ def show(result: dict[str, Any], orderings: Sequence[RowDifference], ratios: Seq
     """The table and the verdicts on the terminal."""
     table = Table(title=f"{result['variant']}, {len(result['seeds'])} seeds, {result['scenes']['train']} train scenes")
     table.add_column("planner")
-    for _, title, _ in COLUMNS:
+    for title, *_ in COLUMNS:
         table.add_column(title, justify="right")
     entries = {**result["beside"], **{row["title"]: row for row in result["rows"].values()}}
     for name, entry in entries.items():
-        cells = [form.format(entry[key]) if entry.get(key) is not None else "" for key, _, form in COLUMNS]
+        values = {**entry.get("modes", {}), **entry}
+        cells = [f"{values[key] * factor:.{digits}f}" if key in values else "" for _, key, factor, digits in COLUMNS]
         low, high = entry["interval"]
         table.add_row(name, f"{cells[0]} [{low:.1f}, {high:.1f}]", *cells[1:])
     console = Console()
@@ -246,8 +248,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         left.plot(row["pdms"], place, "o", color="tab:blue", label="chosen, 95 % over logs" if not place else None)
         seeds = row["by_seed"]
         left.plot(seeds, [place] * len(seeds), "|", color="black", label="single seeds" if not place else None)
-        if row.get("best_pdms") is not None:
-            left.plot(row["best_pdms"], place, "^", color="tab:green", label="best candidate" if not place else None)
+        if "best" in row["modes"]:
+            best = 100 * row["modes"]["best"]
+            left.plot(best, place, "^", color="tab:green", label="best candidate" if not place else None)
     left.set_yticks(range(len(rows)), [row["title"] for row in reversed(rows)])
     for name, style in ((HUMAN, "-"), (EGO_MLP, ":")):
         left.axvline(result["beside"][name]["pdms"], color="grey", linestyle=style, label=name.replace("_", " "))

@@ -24,8 +24,9 @@ from navsim_eval.errors import DataError
 class RowScores:
     """PDMS of one row.
 
-    tokens, logs: (S,) scenes;  scores: (K, S) fractions, a line a seed;  modes: means over seeds of what the candidates
-    are worth (keys of `summary.json` "modes"), empty for a planner of one trajectory without candidates
+    tokens, logs: (S,) scenes;  scores: (K, S) fractions, a line a seed
+    modes: what its candidates are worth, means over seeds of the numbers in `summary.json` under "modes" (see
+           `navsim_eval.modes`), empty where they were not judged
     """
 
     name: str
@@ -47,7 +48,7 @@ class RowScores:
             "interval": [100.0 * float(low[0]), 100.0 * float(high[0])],
             "by_seed": by_seed.tolist(),
             "seed_deviation": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
-            **self.modes,
+            "modes": dict(self.modes),
         }
 
 
@@ -71,9 +72,13 @@ def read_row(name: str, folders: Sequence[Path]) -> RowScores:
 
 
 def _mean_modes(folders: Sequence[Path]) -> dict[str, float]:
-    found = [json.loads((folder / "summary.json").read_text()).get("modes") or {} for folder in folders]
-    shared = [key for key, value in found[0].items() if isinstance(value, (int, float))]
-    return {key: float(np.mean([modes[key] for modes in found])) for key in shared if all(key in m for m in found)}
+    found = []
+    for folder in folders:
+        modes = json.loads((folder / "summary.json").read_text()).get("modes") or {}
+        numbers = {**modes, "ece_nearest": (modes.get("calibration") or {}).get("ece_nearest")}
+        found.append({name: value for name, value in numbers.items() if isinstance(value, (int, float))})
+    shared = [name for name in found[0] if all(name in numbers for numbers in found)]
+    return {name: float(np.mean([numbers[name] for numbers in found])) for name in shared}
 
 
 @dataclass(frozen=True)

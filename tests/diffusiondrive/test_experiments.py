@@ -63,7 +63,7 @@ def test_rows_are_paired_by_scene_and_averaged_over_seeds(tmp_path: Path) -> Non
     tokens = [f"{k:016x}" for k in range(60)]
     order = rng.permutation(60)
     good = read_row("good", [
-        evaluation(tmp_path / "g0", base + 0.1, modes={"diversity": 0.2, "note": "x"}),
+        evaluation(tmp_path / "g0", base + 0.1, modes={"diversity": 0.2, "calibration": {"ece_nearest": 0.1}}),
         evaluation(tmp_path / "g1", (base + 0.2)[order], [tokens[k] for k in order], modes={"diversity": 0.4}),
     ])  # fmt: skip
     plain = read_row("plain", [evaluation(tmp_path / f"p{k}", base) for k in range(2)])
@@ -74,7 +74,8 @@ def test_rows_are_paired_by_scene_and_averaged_over_seeds(tmp_path: Path) -> Non
     assert difference(plain, good).verdict == "reversed" and difference(good, good).verdict == "undecided"
     entry = good.as_dict()
     assert entry["by_seed"] == pytest.approx([100 * base.mean() + 10, 100 * base.mean() + 20])
-    assert entry["interval"][0] < entry["pdms"] < entry["interval"][1] and entry["diversity"] == pytest.approx(0.3)
+    assert entry["interval"][0] < entry["pdms"] < entry["interval"][1]
+    assert entry["modes"]["diversity"] == pytest.approx(0.3)
 
 
 def test_half_an_evaluation_is_none(tmp_path: Path) -> None:
