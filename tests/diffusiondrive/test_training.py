@@ -15,6 +15,7 @@ import torch
 
 from diffusiondrive import DiffusionDrive
 from diffusiondrive.losses import LossConfig
+from diffusiondrive.schedule import ScheduleConfig
 from diffusiondrive.training.config import OptimizerConfig, TrainConfig, TrainerConfig
 from diffusiondrive.training.data import PlanningData
 from diffusiondrive.training.logger import read_metrics
@@ -26,6 +27,7 @@ from navsim_eval import score
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
 from navsim_eval.metric_caches import MetricCaches
+from tests.diffusiondrive.test_baselines import tiny_diffusion_policy, tiny_ltf
 from tests.worlds import World, write_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,3 +261,24 @@ def test_labels_of_the_evaluator_enter_the_training(world, anchors, tmp_path) ->
     first = next(line for line in read_metrics(tmp_path / "plain" / "metrics.jsonl") if "train/raw/focal_1" in line)
     assert steps[0]["train/raw/focal_1"] != pytest.approx(first["train/raw/focal_1"], rel=1e-3)
     assert steps[0]["train/raw/l1_1"] == pytest.approx(first["train/raw/l1_1"])  # the regression is the human's alone
+
+
+@pytest.mark.parametrize("make", [tiny_ltf, tiny_diffusion_policy], ids=lambda make: make.__name__)
+def test_baselines_train_as_the_planner_does(world: World, anchors: Path, tmp_path: Path, make) -> None:
+    """An epoch, a validation, a published folder; no labels by the evaluator where nothing is to be chosen."""
+    config = configuration(world, anchors, tmp_path / "run", epochs=1, validate_every_epochs=1)
+    config.model = make()
+    config.loss = LossConfig(judged=0.5)
+    planner = DiffusionDrive.from_pretrained(train(config, silent))
+    assert planner.config == config.model
+    steps = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert any("train/raw/l1_0" in step for step in steps) and any("val/pdms" in step for step in steps)
+    assert not any("train/raw/focal_0" in step for step in steps)
+    assert not (tmp_path / "run" / "train_metrics").exists()
+
+
+def test_human_plans_can_be_diffused(world: World, anchors: Path, tmp_path: Path) -> None:
+    config = configuration(world, anchors, tmp_path / "run", epochs=1, max_steps=1)
+    config.val_split, config.model = "", tiny()
+    config.model.schedule = ScheduleConfig(noise_source="mixed")
+    assert DiffusionDrive.from_pretrained(train(config, silent)).config.schedule.noise_source == "mixed"

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from diffusiondrive.baselines.ego_mlp import EgoMLPConfig, fit
+from diffusiondrive.evaluation import EvaluatePlannerConfig
 from diffusiondrive.planner import DiffusionDrive
 from diffusiondrive.variants import tiny
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.doctor import DoctorConfig
-from navsim_eval.evaluate import EvaluateConfig
+from tests.diffusiondrive.test_baselines import tiny_diffusion_policy, tiny_ltf
 from tests.worlds import World, write_world
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -36,7 +37,7 @@ def tool(name: str):
 
 
 def run_evaluate(*arguments: str) -> int:
-    return run_tool(tool("evaluate").main, EvaluateConfig, "evaluate", "doc", list(arguments))
+    return run_tool(tool("evaluate").main, EvaluatePlannerConfig, "evaluate", "doc", list(arguments))
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,11 @@ def checkpoints(world, tmp_path_factory) -> dict[str, Path]:
     seconds, speeds = torch.arange(1, 9) / 2, torch.linspace(2, 12, config.modes)
     anchors = torch.stack([speeds[:, None] * seconds, torch.zeros(config.modes, 8)], dim=-1)
     mlp = fit(SceneDataset.from_config(world.data, SPLIT), EgoMLPConfig(hidden=16, epochs=2))
+    policy = DiffusionDrive(tiny_diffusion_policy())
     return {
         "planner": DiffusionDrive(config, anchors).save_pretrained(folder / "planner"),
+        "policy": policy.save_pretrained(folder / "policy"),
+        "camera": DiffusionDrive(tiny_ltf()).save_pretrained(folder / "camera"),
         "mlp": mlp.save_pretrained(folder / "mlp"),
     }
 
@@ -123,6 +127,40 @@ def test_batches_do_not_change_plans(world, checkpoints, tmp_path):
     assert plans[0]["tokens"].tolist() == plans[1]["tokens"].tolist()
     np.testing.assert_allclose(plans[0]["candidates"], plans[1]["candidates"], atol=1e-4)
     np.testing.assert_allclose(plans[0]["logits"], plans[1]["logits"], atol=1e-4)
+
+
+def test_candidates_are_judged_and_drawn_as_asked(world, checkpoints, tmp_path, capsys):
+    names = f"[{checkpoints['planner']},{checkpoints['policy']}]"
+    common = [*world.overrides, f"split={SPLIT}", "workers=1", "report=false", "max_scenes=2"]
+    asked = ["modes=true", "sampling.noise=zero", "sampling.modes=6"]
+    assert run_evaluate(*common, f"planner={names}", f"output_dir={tmp_path}", *asked) == 0
+    shown = capsys.readouterr().out
+    assert "Candidates" in shown and "minADE" in shown
+    planner, policy = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("planner", "policy"))
+    assert planner["modes"]["modes"] == policy["modes"]["modes"] == 6
+    assert planner["planner"]["noise"] == "zero" and planner["modes"]["diversity"] > 0.1
+    assert policy["modes"]["diversity"] == pytest.approx(0, abs=1e-6)  # its samples differ by their noise alone
+    assert planner["modes"]["calibration"] and policy["modes"]["calibration"] is None
+    assert (tmp_path / "policy" / "modes.csv").is_file() and (tmp_path / "planner" / "mode_scenes.csv").is_file()
+
+    other = ["sampling.steps=4", "sampling.schedule=consistent", "stage=infer"]
+    assert run_evaluate(*common, f"planner={checkpoints['planner']}", f"output_dir={tmp_path / 'other'}", *other) == 0
+    with np.load(tmp_path / "other" / "predictions.npz") as file:
+        schedule = json.loads(str(file["manifest"]))["planner"]["schedule"]
+    assert (schedule["preset"], schedule["steps"]) == ("consistent", 4)
+    wrong = ["sampling.schedule=consistent", "stage=infer"]
+    assert run_evaluate(*common, f"planner={checkpoints['policy']}", f"output_dir={tmp_path / 'wrong'}", *wrong) == 2
+    assert "consistent" in capsys.readouterr().err
+
+
+def test_camera_only_planners_need_no_lidar(checkpoints, tmp_path):
+    world = write_world(tmp_path / "world", {SPLIT: 1}, num_frames=14)
+    for path in world.sensor_files(SPLIT):
+        if path.suffix == ".pcd":
+            path.unlink()
+    common = [*world.overrides, f"split={SPLIT}", "stage=infer"]
+    assert run_evaluate(*common, f"planner={checkpoints['camera']}", f"output_dir={tmp_path / 'a'}") == 0
+    assert run_evaluate(*common, f"planner={checkpoints['planner']}", f"output_dir={tmp_path / 'b'}") == 2
 
 
 def test_broken_sensors_cost_their_scene_only(checkpoints, tmp_path, capsys):
