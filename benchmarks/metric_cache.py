@@ -3,9 +3,9 @@
     python benchmarks/metric_cache.py data.root=data/city split=test
 
 One process, one thread, map read beforehand. Scenes are prepared together in chunks, as `tools/cache.py kind=metrics`
-does it, and in turns with that one by one, for comparison. Figures are medians over the rounds, and processor seconds are
-given beside wall seconds, because other programs may share the machine. Bytes are those of the packed record, as that
-tool stores it.
+does it, and in turns with that one by one, for comparison. Figures are medians over the rounds, and processor seconds
+are given beside wall seconds, because other programs may share the machine. Bytes are those of the packed record, as
+that tool stores it.
 """
 
 from __future__ import annotations

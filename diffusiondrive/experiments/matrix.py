@@ -24,12 +24,16 @@ class Row:
     """One kind of planner.
 
     model: file of configs/model without the variant's name before it;  overrides: of tools/train.py
+    weights_of: name of the row whose trainings this one shares; it differs in `sampling` (overrides of
+                tools/evaluate.py) alone
     """
 
     name: str
     title: str
     model: str = ""
     overrides: tuple[str, ...] = ()
+    weights_of: str = ""
+    sampling: tuple[str, ...] = ()
 
 
 @dataclass
@@ -77,7 +81,7 @@ class MatrixConfig:
 
     def planner_folder(self, row: Row, seed: int) -> Path:
         """Checkpoint folder of a training."""
-        return self.folder / "runs" / f"{row.name}_{seed}" / "planner"
+        return self.folder / "runs" / f"{row.weights_of or row.name}_{seed}" / "planner"
 
     def evaluation_folder(self, name: str, seed: int | None = None) -> Path:
         """Where the scores of a training, or of an untrained planner, lie."""
@@ -95,10 +99,13 @@ def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None]
     runner.run(prepare_steps(config))
     failed = runner.run_independent([evaluate_untrained(name, config) for name in UNTRAINED], config.parallel)
     pairs = [(row, seed) for seed in config.seeds for row in rows]  # so that an early end leaves whole seeds
-    failed += runner.run_independent([train_step(row, seed, config) for row, seed in pairs], config.parallel)
+    trainings = [train_step(row, seed, config) for row, seed in pairs if not row.weights_of]
+    failed += runner.run_independent(trainings, config.parallel)
     steps = [evaluate_mlp(seed, config) for seed in config.seeds]
     steps += [
-        evaluate_trained(row, seed, config) for row, seed in pairs if f"train_{row.name}_{seed}" not in failed
+        evaluate_trained(row, seed, config)
+        for row, seed in pairs
+        if f"train_{row.weights_of or row.name}_{seed}" not in failed
     ]
     failed += runner.run_independent(steps, config.parallel)
     if failed:
@@ -155,7 +162,7 @@ def evaluate_trained(row: Row, seed: int, config: MatrixConfig) -> Step:
     """PDMS of a training's best epoch on the test split, and of all its candidates."""
     command = _evaluate(
         str(config.planner_folder(row, seed)), config.evaluation_folder(row.name, seed), config,
-        f"cache={config.test_features}", f"seed={seed}", "modes=true",
+        f"cache={config.test_features}", f"seed={seed}", "modes=true", *row.sampling,
     )  # fmt: skip
     return Step(f"evaluate_{row.name}_{seed}", f"evaluate {row.title}, seed {seed}", command)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusiondrive.experiments import ablations
 from diffusiondrive.experiments.findings import RatioClaim, difference, read_row
 from diffusiondrive.experiments.matrix import MatrixConfig, Row, evaluate_trained, prepare_steps, run_matrix, train_step
 from diffusiondrive.experiments.paper import ROWS
@@ -24,7 +25,9 @@ FULL_SIZE = MatrixConfig(seeds=[3], variant="", features="diffusiondrive")
 STEPS = [
     *prepare_steps(CONFIG),
     *(train_step(row, 3, config) for config in (CONFIG, FULL_SIZE) for row in ROWS),
+    *(train_step(row, 3, CONFIG) for row in ablations.ROWS if not row.weights_of),
     evaluate_trained(ROWS[0], 3, CONFIG),
+    *(evaluate_trained(row, 3, CONFIG) for row in ablations.ROWS if row.weights_of),
 ]
 
 
@@ -41,6 +44,14 @@ def test_rows_differ_in_the_model_that_they_name() -> None:
     assert models["diffusiondrive"] == "model=city_nano" and models["transfuser"] == "model=city_nano_transfuser"
     names = {a for row in ROWS for a in train_step(row, 0, FULL_SIZE).command if a.startswith("model=")}
     assert names == {"model=diffusiondrive", "model=transfuser", "model=diffusion_policy", "model=truncated_unet"}
+
+
+def test_rows_that_sample_otherwise_use_the_weights_of_the_base() -> None:
+    base, *others = ablations.ROWS
+    for row in others:
+        shared = CONFIG.planner_folder(row, 0) == CONFIG.planner_folder(base, 0)
+        assert shared == bool(row.sampling) and bool(row.sampling) != bool(row.overrides)
+    assert len({row.name for row in ablations.ROWS}) == len(ablations.ROWS)
 
 
 def evaluation(folder: Path, scores: np.ndarray, names: list[str] | None = None, modes: dict | None = None) -> Path:

@@ -1,0 +1,92 @@
+"""What each part of the planner is worth on the synthetic city: one change a row, several seeds, paired with the base.
+
+    python benchmarks/ablations.py data.root=/data/city5000 data.maps=/data/city5000/maps parallel=2
+    python benchmarks/ablations.py rows=[steps_1,steps_4,consistent,noise_zero] seeds=[0,1,2]      # no further training
+
+Rows that only sample otherwise use the base's weights. Trainings and evaluations are kept in `workdir`; the same
+command resumes, and one with more rows or seeds adds them. Written: chosen, best and mean PDMS, diversity, calibration
+of every row, and its difference from the base with a 95 % interval over logs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from diffusiondrive.experiments.ablations import BASE, ROWS
+from diffusiondrive.experiments.findings import difference, read_row
+from diffusiondrive.experiments.matrix import MatrixConfig, Row, run_matrix
+from navsim_eval.command_line import run_tool
+from navsim_eval.dataset import SceneDataset
+from navsim_eval.environment import describe_environment
+from navsim_eval.errors import UserError
+from navsim_eval.files import atomic_write
+
+
+@dataclass
+class AblationConfig(MatrixConfig):
+    """The matrix, and which rows of it. rows: names (the base comes along); empty: all;  output: JSON"""
+
+    rows: list[str] = field(default_factory=list)
+    output: str = "benchmarks/results/ablations.json"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.rows if name not in [row.name for row in ROWS]]:
+            raise UserError(f"rows={unknown}: choose from {', '.join(row.name for row in ROWS)}")
+
+    @property
+    def chosen(self) -> list[Row]:
+        return [row for row in ROWS if not self.rows or row.name in (BASE, *self.rows)]
+
+
+def main(config: AblationConfig) -> None:
+    run_matrix(config.chosen, config)
+    found = {
+        row.name: read_row(row.name, [config.evaluation_folder(row.name, seed) for seed in config.seeds])
+        for row in config.chosen
+    }
+    rows = {}
+    for row in config.chosen:
+        against = None if row.name == BASE else difference(found[row.name], found[BASE]).as_dict()
+        rows[row.name] = {"title": row.title, **found[row.name].as_dict(), "against_base": against}
+    splits = {"train": config.train_split, "test": config.test_split}
+    result = {
+        "scenes": {name: len(SceneDataset.from_config(config.data, split)) for name, split in splits.items()},
+        "variant": config.variant or "full size",
+        "seeds": config.seeds,
+        "train": config.train,
+        "rows": rows,
+        "environment": describe_environment(),
+    }
+    atomic_write(config.output, json.dumps(result, indent=1) + "\n")
+    show(result)
+    print(f"written: {config.output}")
+
+
+def show(result: dict[str, Any]) -> None:
+    table = Table(title=f"{result['variant']}, seeds {result['seeds']}, {result['scenes']['train']} train scenes")
+    table.add_column("change")
+    for title in ("PDMS", "against the base (95 %)", "best of M", "mean of M", "diversity", "ECE"):
+        table.add_column(title, justify="right")
+    for row in result["rows"].values():
+        against, modes = row["against_base"], row["modes"]
+        shown = ""
+        if against:
+            low, high = against["interval"]
+            shown = f"{against['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        numbers = [f"{100 * modes[name]:.1f}" for name in ("best", "mean")]
+        numbers += [f"{modes[name]:.3f}" if name in modes else "" for name in ("diversity", "ece_nearest")]
+        table.add_row(row["title"], f"{row['pdms']:.1f}", shown, *numbers)
+    console = Console()
+    console.width = max(console.width, 130)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, AblationConfig, "benchmark_ablations", __doc__))
