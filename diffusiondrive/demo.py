@@ -35,7 +35,7 @@ class DemoConfig:
     checkpoint: str = "checkpoints/city_nano"
     scenes: int = 600
     width: int = 480
-    epochs: int = 12
+    epochs: int = 10
     seed: int = 0
     fresh: bool = False
 
@@ -48,7 +48,7 @@ def steps(config: DemoConfig) -> list[Step]:
     planners = [*BASELINES, str(mlp), str(planner)]
     if (Path(config.checkpoint) / "model.safetensors").is_file():
         planners.append(config.checkpoint)
-    features = ("kind=features", "features=city_nano", f"output_dir={cache}")
+    caches = ("kind=both", "features=city_nano", f"output_dir={cache}")
 
     def tool(name: str, *arguments: str) -> tuple[str, ...]:
         return (f"tools/{name}.py", *where, *arguments)
@@ -56,7 +56,6 @@ def steps(config: DemoConfig) -> list[Step]:
     city = tool(
         "make_city", f"city.scenes={config.scenes}", f"city.width={config.width}", f"city.seed={config.seed}"
     )
-    metrics = ("kind=metrics", f"output_dir={cache}")
     train = tool(
         "train",
         f"cache={cache / 'train' / 'features'}",
@@ -83,10 +82,8 @@ def steps(config: DemoConfig) -> list[Step]:
     return [
         Step("doctor", "check the machine", tool("doctor"), show=True),
         Step("city", "make the synthetic city", city),
-        Step("features_train", "cache training features", tool("cache", "split=train", *features)),
-        Step("features_val", "cache validation features", tool("cache", "split=val", *features)),
-        Step("metrics_train", "cache what scoring the training scenes needs", tool("cache", "split=train", *metrics)),
-        Step("metrics_val", "the same for the validation scenes", tool("cache", "split=val", *metrics)),
+        Step("cache_train", "cache features and metrics of training scenes", tool("cache", "split=train", *caches)),
+        Step("cache_val", "the same of the validation scenes", tool("cache", "split=val", *caches)),
         Step("anchors", "cluster anchors", tool("cluster_anchors", f"output_dir={out / 'anchors'}"), show=True),
         Step("ego_mlp", "train the blind baseline", tool("train_ego_mlp", f"output_dir={mlp}")),
         Step("train", "train the planner", train),

@@ -97,10 +97,11 @@ class WeightEma(WeightAveraging):
         def average(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
             updates = self._latest_update_step
             keep = min(decay, (1 + updates) / (10 + updates))
-            for old, new in zip(averaged, current, strict=True):
-                if old.is_floating_point():
-                    old.lerp_(new.to(old.dtype), 1.0 - keep)
-                else:
+            pairs = [(old, new.to(old.dtype)) for old, new in zip(averaged, current, strict=True)]
+            if smooth := [pair for pair in pairs if pair[0].is_floating_point()]:
+                torch._foreach_lerp_([old for old, _ in smooth], [new for _, new in smooth], 1.0 - keep)
+            for old, new in pairs:
+                if not old.is_floating_point():
                     old.copy_(new)
 
         super().__init__(use_buffers=True, multi_avg_fn=average)

@@ -93,7 +93,7 @@ class PlannerModule(pl.LightningModule):
             lr=config.rate,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda" or None,
+            fused=self.device.type in ("cpu", "cuda") or None,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
