@@ -23,6 +23,7 @@ from diffusiondrive.variants import tiny
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
 from navsim_eval.formats.sensors import read_image, read_point_cloud
+from tests.diffusiondrive.test_baselines import tiny_ltf
 from tests.worlds import write_world
 
 AGENT = "diffusiondrive.integrations.navsim_agent.DiffusionDriveAgent"
@@ -215,6 +216,15 @@ def test_only_three_cameras_and_the_sweep_of_the_current_frame_are_loaded(devkit
         "cam_f0", "cam_l0", "cam_r0", "lidar_pc"
     ]  # fmt: skip
     assert wanted.cam_f0 == wanted.lidar_pc == [3]
+
+
+def test_camera_only_planner_asks_for_no_sweep(devkit, scene, tmp_path):
+    agent = navsim_agent.DiffusionDriveAgent(str(DiffusionDrive(tiny_ltf()).save_pretrained(tmp_path / "camera")))
+    agent.initialize()
+    assert agent.get_sensor_config().lidar_pc is False
+    seen = agent_input(scene)
+    seen.lidars[-1].lidar_pc = None
+    assert agent.compute_trajectory(seen).poses.shape == (8, 3)
 
 
 def test_signatures_are_the_published_ones(devkit, checkpoint):
