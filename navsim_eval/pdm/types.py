@@ -74,20 +74,36 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class TrafficStart:
-    """What reactive traffic starts from (v2), laid out by `navsim_eval.traffic.rails`. Global coordinates.
+class Rails:
+    """Vehicles put onto the centre lines of lanes, along which they drive. Global coordinates.
+
+    vehicle:      (A,) int32 vehicles that are driven, in order;  line: (A,) int32 line that each drives along
+    snapped:      (A, 3) box centre and heading when put onto the line
+    progress:     (A,) arc length along the line now [m];  target_speed: (A,) m/s
+    points:       (V, 2) vertices of all lines, as in the map;  line l has those from offsets[l] to offsets[l + 1]
+    offsets:      (L + 1,) int64
+    standing:     (B,) int32 vehicles that stay where they are as long as nothing drives into them
+    """
+
+    vehicle: np.ndarray
+    line: np.ndarray
+    snapped: np.ndarray
+    progress: np.ndarray
+    target_speed: np.ndarray
+    points: np.ndarray
+    offsets: np.ndarray
+    standing: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrafficStart(Rails):
+    """What reactive traffic starts from (v2), laid out by `navsim_eval.traffic.rails`; vehicles counted as tracks.
 
     Tracks, M = N + D of them, are those of the observation and behind them the `dropped` ones: tracks that touch the
     ego now, which log replay removes for good and reactive traffic does not.
 
     replayed, seen_now: (M,) bool  follows its log also under reactive traffic (no vehicle);  is there now
     dropped_tokens, dropped_poses, dropped_sizes, dropped_is_agent, dropped_speed: as in `Observation`, D tracks
-    vehicle:      (A,) int32 tracks that are driven, in order;  line: (A,) int32 line that each drives along
-    snapped:      (A, 3) box centre and heading when put onto the line
-    progress:     (A,) arc length along the line now [m];  target_speed: (A,) m/s
-    points:       (V, 2) vertices of all lines, as in the map;  line l has those from offsets[l] to offsets[l + 1]
-    offsets:      (L + 1,) int64
-    standing:     (B,) int32 vehicle tracks that stay where they are as long as nothing drives into them
     """
 
     replayed: np.ndarray
@@ -97,14 +113,6 @@ class TrafficStart:
     dropped_sizes: np.ndarray
     dropped_is_agent: np.ndarray
     dropped_speed: np.ndarray
-    vehicle: np.ndarray
-    line: np.ndarray
-    snapped: np.ndarray
-    progress: np.ndarray
-    target_speed: np.ndarray
-    points: np.ndarray
-    offsets: np.ndarray
-    standing: np.ndarray
 
 
 @dataclass(frozen=True)

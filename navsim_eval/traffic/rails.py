@@ -11,7 +11,6 @@ limit of the vehicle before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -20,7 +19,7 @@ from navsim_eval.formats.maps import Layer, RoadMap
 from navsim_eval.geometry import box_corners, ego_corners
 from navsim_eval.pdm.observation import Objects
 from navsim_eval.pdm.path import with_headings
-from navsim_eval.pdm.types import Observation, TrafficStart
+from navsim_eval.pdm.types import Observation, Rails, TrafficStart
 
 DEFAULT_TARGET_SPEED = 10.0  # m/s, until a lane with a speed limit was met
 SNAP_DISTANCE = 3.0  # m, a vehicle further from the line is not driven
@@ -55,35 +54,14 @@ def start_of_traffic(
         dropped_sizes=dropped.sizes,
         dropped_is_agent=dropped.is_agent,
         dropped_speed=dropped.speed,
-        vehicle=track[rails.vehicle],
-        line=rails.line,
-        snapped=rails.snapped,
-        progress=rails.progress,
-        target_speed=rails.target_speed,
-        points=rails.points,
-        offsets=rails.offsets,
-        standing=track[rails.standing],
+        **{**vars(rails), "vehicle": track[rails.vehicle], "standing": track[rails.standing]},
     )
-
-
-@dataclass(frozen=True)
-class Rails:
-    """Vehicles put onto lanes; fields as in `TrafficStart`, vehicles counted within the frame."""
-
-    vehicle: np.ndarray
-    line: np.ndarray
-    snapped: np.ndarray
-    progress: np.ndarray
-    target_speed: np.ndarray
-    points: np.ndarray
-    offsets: np.ndarray
-    standing: np.ndarray
 
 
 def lay_rails(
     poses: np.ndarray, sizes: np.ndarray, speed: np.ndarray, ego_pose: np.ndarray, road_map: RoadMap
 ) -> Rails:
-    """Put the vehicles of now onto their lanes.
+    """Put the vehicles of now, counted from 0 as given, onto their lanes.
 
     poses: (N, 3) box centres, in the order of the frame;  sizes: (N, 2) length, width;  speed: (N,) m/s
     ego_pose: (3,) rear axle
