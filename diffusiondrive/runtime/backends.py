@@ -87,13 +87,13 @@ def _tensorrt(planner: DiffusionDrive, options: BackendOptions) -> Backend:
 # Each imports what it needs when it is asked for.
 BACKENDS: dict[str, Callable[[DiffusionDrive, BackendOptions], Backend]] = {
     "reference": _reference,
-    "plain": _plain,
     "eager": _eager,
     "compile": _compile,
     "cudagraph": _cudagraph,
     "compile+cudagraph": _compile_cudagraph,
     "onnx": _onnx,
     "tensorrt": _tensorrt,
+    "plain": _plain,
 }
 
 
