@@ -35,7 +35,7 @@ class DemoConfig:
     checkpoint: str = "checkpoints/city_nano"
     scenes: int = 600
     width: int = 480
-    epochs: int = 10
+    epochs: int = 9
     seed: int = 0
     fresh: bool = False
 
@@ -64,7 +64,7 @@ def steps(config: DemoConfig) -> list[Step]:
         f"val_metrics={cache / 'val' / 'pdms_v1'}",
         f"anchors={out / 'anchors' / 'anchors.npy'}",
         f"trainer.epochs={config.epochs}",
-        "trainer.validate_every_epochs=2",
+        "trainer.validate_every_epochs=3",
         f"output_dir={out / 'train'}",
         f"seed={config.seed}",
         *_processes(),
@@ -77,7 +77,7 @@ def steps(config: DemoConfig) -> list[Step]:
         f"metric_cache={cache / 'test'}",
     )
     latency = tool(
-        "benchmark_fps", f"planner={planner}", "split=test", "iterations=200", f"output={out / 'latency.json'}"
+        "benchmark_fps", f"planner={planner}", "split=test", "iterations=100", f"output={out / 'latency.json'}"
     )
     return [
         Step("doctor", "check the machine", tool("doctor"), show=True),
