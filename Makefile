@@ -11,7 +11,7 @@ help: ## list the targets
 $(STAMP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[city,export,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[city,export,dev]"
 	@touch $(STAMP)
 
 setup: $(STAMP) ## virtual environment with everything installed

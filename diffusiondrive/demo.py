@@ -35,7 +35,7 @@ class DemoConfig:
     checkpoint: str = "checkpoints/city_nano"
     scenes: int = 600
     width: int = 480
-    epochs: int = 9
+    epochs: int = 8
     seed: int = 0
     fresh: bool = False
 
@@ -64,7 +64,7 @@ def steps(config: DemoConfig) -> list[Step]:
         f"val_metrics={cache / 'val' / 'pdms_v1'}",
         f"anchors={out / 'anchors' / 'anchors.npy'}",
         f"trainer.epochs={config.epochs}",
-        "trainer.validate_every_epochs=3",
+        "trainer.validate_every_epochs=2",
         f"output_dir={out / 'train'}",
         f"seed={config.seed}",
         *_processes(),
