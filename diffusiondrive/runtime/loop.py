@@ -151,6 +151,8 @@ class DriveLoop:
         self.clock.sleep_until(min(due + delivery.late * self.config.period_s, deadline))
         observation = delivery.observation if delivery.late * self.config.period_s < self.config.deadline_s else None
         warnings = self._advance(delivery.drive, observation)
+        if observation is not None and delivery.late:
+            warnings.append(f"the frame came {1e3 * delivery.late * self.config.period_s:.0f} ms late")
         self._collect(self.clock.now())  # an older frame may have been finished in the meantime
         if observation is None:
             fresh, late = False, delivery.observation is not None

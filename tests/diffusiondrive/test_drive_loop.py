@@ -124,6 +124,7 @@ def test_an_earlier_deadline_and_a_late_frame():
     deliveries[2] = replace(deliveries[2], late=0.75)
     reports, _ = run(deliveries, duration=0.02)
     assert [r.status for r in reports] == [FRESH] * 4 and reports[2].latency_ms == pytest.approx(95.0)
+    assert [r.warnings for r in reports] == [(), (), ("the frame came 75 ms late",), ()]
     reports, _ = run(deliveries, duration=0.04)
     assert [r.status for r in reports] == [FRESH, FRESH, SHIFTED, FRESH] and reports[2].missed
 
