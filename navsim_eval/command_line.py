@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def run_tool(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(a in ("-h", "--help") for a in arguments):
-        print(help_text(schema, config, doc))
+        _show(help_text(schema, config, doc))
         return 0
     show = "--config" in arguments
     arguments = _named([a for a in arguments if a != "--config"], positional)
@@ -55,6 +56,14 @@ def run_tool(
         print("interrupted: what was finished is kept; the same command resumes", file=sys.stderr)
         return 130
     return 0
+
+
+def _show(text: str) -> None:
+    """Print, and do not mind a reader that has had enough (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not complain either
 
 
 def _named(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,8 @@ import pytest
 from navsim_eval import command_line
 from navsim_eval.city import make
 from navsim_eval.config import DataConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -35,3 +39,11 @@ def test_a_named_root_is_never_filled(made: list[str], tmp_path: Path) -> None:
     command_line.make_default_city("doctor", SimpleNamespace(data=DataConfig()))
     command_line.make_default_city("import_checkpoint", SimpleNamespace(source="x"))
     assert made == []
+
+
+def test_help_may_be_cut_short_by_its_reader() -> None:
+    tool = subprocess.Popen(
+        [sys.executable, "tools/score.py", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    tool.stdout.close()  # before anything is written: importing takes longer than this
+    assert tool.stderr.read() == b"" and tool.wait() == 0
