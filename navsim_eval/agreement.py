@@ -6,15 +6,16 @@ on one side, ours on the other. (Which of two planners is better, `navsim_eval.c
 
 from __future__ import annotations
 
-import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from navsim_eval.comparison.read import read_cells
+from navsim_eval.comparison.read import read_cells, read_numbers
 from navsim_eval.errors import DataError
+from navsim_eval.files import read_npz
 from navsim_eval.score_table import ScoreTable
 
 TOLERANCE = 1e-6
@@ -113,11 +114,7 @@ Key = tuple[str, int]  # token, proposal
 
 
 def _read_arrays(path: Path) -> tuple[list[Key], dict[str, np.ndarray]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(path, f"not a readable npz ({error})", remedy=_REMEDY) from error
+    arrays = read_npz(path, _REMEDY)
     tokens = arrays.pop("tokens", np.zeros(0))
     if tokens.ndim != 1 or tokens.dtype.kind not in "US" or not len(tokens):
         raise DataError(path, f"{tokens.dtype} {tokens.shape}", field="tokens", remedy=_REMEDY)
@@ -138,13 +135,8 @@ def _read_rows(path: Path) -> tuple[list[Key], dict[str, np.ndarray]]:
         proposals = [int(value) for value in cells.get("proposal", [0] * count)]
     except ValueError as error:
         raise DataError(path, str(error), field="proposal", remedy=_REMEDY) from error
-    columns = {name: column for name, values in cells.items() if (column := _numbers(values)) is not None}
+    columns = {}
+    for name, values in cells.items():
+        with suppress(DataError):  # texts, which are nobody's scores
+            columns[name] = read_numbers(values, name, path)
     return list(zip(map(str, cells["token"]), proposals, strict=True)), columns
-
-
-def _numbers(values: list[Any]) -> np.ndarray | None:
-    """The cells as floats, empty ones NaN; None where they are something else."""
-    try:
-        return np.array([np.nan if value in ("", None) else float(value) for value in values])
-    except (TypeError, ValueError):
-        return None

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Collection
 from pathlib import Path
+
+import numpy as np
+
+from navsim_eval.errors import DataError
 
 
 def atomic_write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> Path:
@@ -41,3 +46,17 @@ def sha256(path: Path | str) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_npz(path: Path | str, remedy: str, names: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Arrays of an .npz, or those of `names` that it holds. Nothing pickled is read.
+
+    Raises FileNotFoundError, and DataError with the remedy for what is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if not names or name in names}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(path, f"not a readable npz ({error})", remedy=remedy) from error

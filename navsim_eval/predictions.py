@@ -7,7 +7,6 @@ An npz with `tokens` (S,) str, `trajectories` (S, 1, 8, 3), optionally `candidat
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from navsim_eval.errors import DataError
-from navsim_eval.files import atomic_write
+from navsim_eval.files import atomic_write, read_npz
 from navsim_eval.scene import COMMANDS, Scene
 
 FORMAT_VERSION = 1
@@ -59,12 +58,9 @@ class Predictions:
         """Read a file that `save` wrote. Raises DataError where it is absent, damaged or of another version."""
         remedy = "make it with stage=infer"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_npz(path, remedy)
         except FileNotFoundError as error:
             raise DataError(path, "no predictions here", remedy=remedy) from error
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(path, f"not a readable npz ({error})", remedy=remedy) from error
         for name in ("tokens", "trajectories", "manifest"):
             if name not in arrays:
                 raise DataError(path, "missing", field=name, remedy=remedy)

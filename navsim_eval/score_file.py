@@ -6,7 +6,6 @@ tokens, trajectories ─► jobs (neighbouring scenes of a log) ─► metric ca
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import Workers
+from navsim_eval.files import read_npz
 from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.metrics.aggregate import METRICS, table_columns
 from navsim_eval.metrics.two_stage import TwoStageScores
@@ -159,15 +159,12 @@ def read_trajectories(path: Path | str) -> tuple[list[str], np.ndarray]:
     """Tokens (S,) and trajectories (S, N, T, 3) of an npz. Raises DataError for anything else."""
     remedy = "an npz holds tokens (S,) str and trajectories (S, N, 8, 3) float"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            absent = [name for name in ("tokens", "trajectories") if name not in arrays]
-            if absent:
-                raise DataError(path, "missing", field=absent[0], remedy=remedy)
-            tokens, trajectories = arrays["tokens"], arrays["trajectories"]
+        arrays = read_npz(path, remedy, ("tokens", "trajectories"))
     except FileNotFoundError as error:
         raise DataError(path, "there is no such file", remedy="check trajectories=") from error
-    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(path, f"not a readable npz ({error})", remedy=remedy) from error
+    if absent := [name for name in ("tokens", "trajectories") if name not in arrays]:
+        raise DataError(path, "missing", field=absent[0], remedy=remedy)
+    tokens, trajectories = arrays["tokens"], arrays["trajectories"]
     if tokens.ndim != 1 or tokens.dtype.kind not in "US" or not len(tokens):
         raise DataError(path, f"{tokens.dtype} {tokens.shape}", field="tokens", remedy=remedy)
     shape = trajectories.shape

@@ -68,7 +68,7 @@ def read_scores(path: Path | str, metric: str = "", proposal: int = -1) -> Token
         raise DataError(file, "holds no scene")
 
     summary = _summary_beside(file)
-    columns = {name: _numbers(cells[name], name, file) for name in _score_columns(cells, file)}
+    columns = {name: read_numbers(cells[name], name, file) for name in _score_columns(cells, file)}
     if max(np.nanmax(values, initial=0.0) for values in columns.values()) > 1.0 + 1e-9:
         raise DataError(file, "values above 1", remedy="scores are fractions in [0, 1], not points")
     two_stage = any(name.endswith(STAGES) for name in cells)
@@ -157,7 +157,8 @@ def _without_closing_rows(cells: Cells) -> tuple[Cells, dict[str, float]]:
     return kept, closing
 
 
-def _numbers(values: list[Any], name: str, path: Path) -> np.ndarray:
+def read_numbers(values: list[Any], name: str, path: Path) -> np.ndarray:
+    """Cells as float64, empty ones NaN. Raises DataError for anything else."""
     try:
         return np.array([np.nan if value in ("", None) else float(value) for value in values])
     except (TypeError, ValueError) as error:
