@@ -20,11 +20,10 @@ from rich.table import Table
 
 from diffusiondrive.experiments.ablations import BASE, ROWS
 from diffusiondrive.experiments.findings import difference, read_row
-from diffusiondrive.experiments.matrix import MatrixConfig, Row, run_matrix
+from diffusiondrive.experiments.matrix import MatrixConfig, choose_rows, run_matrix
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
-from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
 
 
@@ -37,20 +36,12 @@ class AblationConfig(MatrixConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [name for name in self.rows if name not in [row.name for row in ROWS]]:
-            raise UserError(f"rows={unknown}: choose from {', '.join(row.name for row in ROWS)}")
-
-    @property
-    def chosen(self) -> list[Row]:
-        return [row for row in ROWS if not self.rows or row.name in (BASE, *self.rows)]
+        self.chosen = choose_rows(ROWS, [BASE, *self.rows] if self.rows else [])
 
 
 def main(config: AblationConfig) -> None:
     run_matrix(config.chosen, config)
-    found = {
-        row.name: read_row(row.name, [config.evaluation_folder(row.name, seed) for seed in config.seeds])
-        for row in config.chosen
-    }
+    found = {row.name: read_row(row.name, config.evaluation_folders(row.name)) for row in config.chosen}
     rows = {}
     for row in config.chosen:
         against = None if row.name == BASE else difference(found[row.name], found[BASE]).as_dict()

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from diffusiondrive.dataset import to_model_input
 from diffusiondrive.experiments.findings import RatioClaim, RowDifference, RowScores, difference, read_row
-from diffusiondrive.experiments.matrix import EGO_MLP, HUMAN, UNTRAINED, MatrixConfig, Row, run_matrix
+from diffusiondrive.experiments.matrix import EGO_MLP, HUMAN, MatrixConfig, choose_rows, run_matrix
 from diffusiondrive.experiments.paper import CLAIMS, OURS, ROWS, VANILLA
 from diffusiondrive.feature_cache import FeatureCache
 from diffusiondrive.features import FeatureConfig
@@ -47,6 +47,7 @@ from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
+from navsim_eval.planners import BASELINES
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -72,22 +73,16 @@ class PaperTableConfig(MatrixConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = [row.name for row in ROWS]
-        if unknown := [name for name in self.rows if name not in known]:
-            raise UserError(f"rows={unknown}: choose from {', '.join(known)}")
-
-    @property
-    def chosen(self) -> list[Row]:
-        return [row for row in ROWS if not self.rows or row.name in self.rows]
+        self.chosen = choose_rows(ROWS, self.rows)
 
 
 def main(config: PaperTableConfig) -> None:
     scenes = count_scenes(config)
     runner = run_matrix(config.chosen, config)
-    untrained = {name: read_row(name, [config.evaluation_folder(name)]) for name in UNTRAINED}
+    untrained = {name: read_row(name, [config.evaluation_folder(name)]) for name in BASELINES}
     doubts = check(scenes, untrained, config)
-    found = {row.name: read_row(row.name, folders(row.name, config)) for row in config.chosen}
-    mlp = read_row(EGO_MLP, folders(EGO_MLP, config))
+    found = {row.name: read_row(row.name, config.evaluation_folders(row.name)) for row in config.chosen}
+    mlp = read_row(EGO_MLP, config.evaluation_folders(EGO_MLP))
     heads = measure_heads(config)
     orderings = [difference(found[a], found[b]) for a, b in CLAIMS if a in found and b in found]
     ratios = ratio_claims(found, heads)
@@ -110,10 +105,6 @@ def main(config: PaperTableConfig) -> None:
     show(result, orderings, ratios)
     draw(result, Path(config.output).with_suffix(".png"))
     print(f"written: {config.output}")
-
-
-def folders(name: str, config: PaperTableConfig) -> list[Path]:
-    return [config.evaluation_folder(name, seed) for seed in config.seeds]
 
 
 # --- may the question be asked of this data? -------------------------------------------------------------------------
@@ -152,10 +143,11 @@ def check(scenes: dict[str, int], untrained: dict[str, RowScores], config: Paper
 def measure_heads(config: PaperTableConfig) -> dict[str, dict[str, float]]:
     """Passes, parameters and median milliseconds of each row's head, on features of the test split."""
     torch.set_num_threads(1)
-    features = FeatureConfig.for_planner(load(config.chosen[0], config).config)
+    first = config.seeds[0]
+    planners = {row.name: DiffusionDrive.from_pretrained(config.planner_folder(row, first)) for row in config.chosen}
+    features = FeatureConfig.for_planner(planners[config.chosen[0].name].config)
     cache = FeatureCache(config.test_features, features)
     tokens = sorted(cache.tokens)[: config.latency_frames]
-    planners = {row.name: load(row, config) for row in config.chosen}
     seconds: dict[str, list[float]] = {name: [] for name in planners}
     with torch.inference_mode():
         for token in tokens:
@@ -176,10 +168,6 @@ def measure_heads(config: PaperTableConfig) -> dict[str, dict[str, float]]:
         }
         for name, planner in planners.items()
     }
-
-
-def load(row: Row, config: PaperTableConfig) -> DiffusionDrive:
-    return DiffusionDrive.from_pretrained(config.planner_folder(row, config.seeds[0]))
 
 
 # --- the answer ------------------------------------------------------------------------------------------------------

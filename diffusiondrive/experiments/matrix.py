@@ -7,16 +7,16 @@ Everything is a command of `tools/`, run by `tool_steps`: finished steps are kep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusiondrive.tool_steps import Step, StepRunner
 from navsim_eval.config import DataConfig
 from navsim_eval.errors import UserError
+from navsim_eval.planners import BASELINES
 
 HUMAN, EGO_MLP = "human", "ego_mlp"
-UNTRAINED = (HUMAN, "pdm_closed", "constant_velocity", "stationary")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,18 @@ class MatrixConfig:
         """Where the scores of a training, or of an untrained planner, lie."""
         return self.folder / "evaluation" / (name if seed is None else f"{name}_{seed}")
 
+    def evaluation_folders(self, name: str) -> list[Path]:
+        """Where the scores of a row lie, a folder a seed."""
+        return [self.evaluation_folder(name, seed) for seed in self.seeds]
+
+
+def choose_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of these names, in their own order; all without names. Raises UserError for a name that is none."""
+    known = [row.name for row in rows]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"rows={unknown}: choose from {', '.join(known)}")
+    return [row for row in rows if not names or row.name in names]
+
 
 def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None] = print) -> StepRunner:
     """Prepare, train and evaluate all rows under all seeds.
@@ -97,7 +109,7 @@ def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None]
     settings |= {"test_split": config.test_split, "root": config.data.root}
     runner = StepRunner(config.folder, settings, config.fresh, say)
     runner.run(prepare_steps(config))
-    failed = runner.run_independent([evaluate_untrained(name, config) for name in UNTRAINED], config.parallel)
+    failed = runner.run_independent([evaluate_untrained(name, config) for name in BASELINES], config.parallel)
     pairs = [(row, seed) for seed in config.seeds for row in rows]  # so that an early end leaves whole seeds
     trainings = [train_step(row, seed, config) for row, seed in pairs if not row.weights_of]
     failed += runner.run_independent(trainings, config.parallel)

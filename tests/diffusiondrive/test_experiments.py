@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ from diffusiondrive.experiments.paper import ROWS
 from diffusiondrive.tool_steps import Step
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.results import FORMATS
+from tests.steps import assert_resolves
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = MatrixConfig(seeds=[3], train=["trainer.epochs=1"])
 FULL_SIZE = MatrixConfig(seeds=[3], variant="", features="diffusiondrive")
 STEPS = [
@@ -33,10 +31,7 @@ STEPS = [
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_every_command_resolves(step: Step, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "argv", [*step.command, "--config"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / step.command[0]), run_name="__main__")
-    assert stopped.value.code == 0, capsys.readouterr().err
+    assert_resolves(step, monkeypatch, capsys)
 
 
 def test_rows_differ_in_the_model_that_they_name() -> None:

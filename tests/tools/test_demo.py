@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,12 @@ from diffusiondrive import demo
 from diffusiondrive.demo import BASELINES, DemoConfig, run_demo, steps
 from diffusiondrive.tool_steps import Step, StepRunner
 from navsim_eval.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.steps import assert_resolves
 
 
 @pytest.mark.parametrize("step", steps(DemoConfig()), ids=lambda step: step.name)
 def test_every_command_resolves(step: Step, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "argv", [*step.command, "--config"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / step.command[0]), run_name="__main__")
-    assert stopped.value.code == 0, capsys.readouterr().err
+    assert_resolves(step, monkeypatch, capsys)
 
 
 def test_all_planners_are_compared() -> None:
