@@ -7,7 +7,7 @@ outlived its data is noticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,14 @@ def store_folder(parent: Path | str, metric: str) -> Path:
     if (parent / "manifest.json").exists():
         raise UserError(f"metric_cache={parent} is one store; name the folder that holds {metric}/: {parent.parent}")
     return parent / metric
+
+
+def stored_caches(folder: Path | str) -> Iterator[MetricCache]:
+    """All metric caches of a store, without the logs and maps that they were made from; whether those have changed
+    since is not asked. Raises DataError for a damaged store."""
+    reader = ShardReader(folder, expect={"content": "metric_cache", "cache_version": FORMAT_VERSION})
+    for token in reader:
+        yield from_arrays({name: array.copy() for name, array in reader[token].items() if name != _SOURCE})
 
 
 class MetricCaches:

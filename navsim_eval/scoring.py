@@ -51,7 +51,11 @@ from navsim_eval.traffic import NON_REACTIVE, REACTIVE, check_traffic
 from navsim_eval.traffic.worlds import judge_in_own_worlds
 
 LAST_TTC_INDEX = {"pdms_v1": 40, "epdms_v2": 31}
-_ROWS_AT_ONCE = {"cpu": 1024, "cuda": 262_144}
+_ROWS_AT_ONCE = 1024  # on a CPU: more would not fit its caches
+_BYTES_PER_ROW = 64_000  # of GPU memory, roughly and on the safe side; half of the memory may be filled
+
+
+_Scored = tuple[dict[str, Tensor], dict[str, Tensor]]  # columns (S, N) and details (S, N, ...) on their device
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def measure(scenes: SceneBatch, states: Tensor) -> SubScores:
     if is_v2:
         columns["traffic_light_compliance"] = traffic_light_compliance(ego, located, scenes.red_lights)
         columns["lane_keeping"] = lane_keeping(ego, flags, scenes.centerline)
-        columns["history_comfort"] = history_comfort(states, scenes.history)
+        columns["history_comfort"] = history_comfort(states, scenes.histories)
     else:
         details["comfort_checks"] = comfort_checks_v1(states)
         columns["comfort"] = details["comfort_checks"].all(dim=-1).to(torch.float64)
@@ -128,7 +132,7 @@ def measure(scenes: SceneBatch, states: Tensor) -> SubScores:
 
 
 def score(
-    metric_caches: Sequence[MetricCache | PreparedScene],
+    metric_caches: Sequence[MetricCache | PreparedScene] | SceneBatch,
     trajectories: np.ndarray | Tensor,
     metric: str = "pdms_v1",
     device: str = "cpu",
@@ -137,10 +141,11 @@ def score(
 ) -> ScoreTable:
     """Score N trajectories in each of S scenes.
 
-    metric_caches: S caches built for `metric` (or prepared scenes)
+    metric_caches: S caches built for `metric`, or prepared scenes, or a batch of them that is on its device already
     metric:        "pdms_v1", "epdms_v2", or a revision (see `metrics.aggregate.base_metric`)
     trajectories:  (S, N, T, 3) x [m], y [m], heading [rad] in the ego frame, 0.5 s apart, the first one at 0.5 s;
                    NAVSIM's are T = 8 poses long, a shorter one stays at its last pose
+    device:        "cpu" or "cuda"; a batch is scored where it lies
     traffic:       "non_reactive" (replayed) or, under `epdms_v2`, "reactive": vehicles that follow each other and the
                    ego by an IDM, so that every trajectory is judged in a world of its own
     pair_scenes:   False leaves extended comfort to the caller (two stages); the details then hold what that takes:
@@ -152,27 +157,27 @@ def score(
 
     As a reward, prepare every scene once and keep it; N samples of each of S scenes then get the rewards (S, N)
         score(prepared, samples, metric).columns["score"].reshape(S, N)
+    On a GPU, keep the batch of them as well (1.2 MB a scene): putting it there takes longer than scoring.
+        batch = SceneBatch.of(prepared, "cuda")
     """
     trajectories = _checked_trajectories(metric_caches, trajectories, metric)
     check_traffic(traffic, base_metric(metric))
-    scenes = [cache if isinstance(cache, PreparedScene) else prepare(cache) for cache in metric_caches]
-    caches = [scene.cache for scene in scenes]
-    count = trajectories.shape[1]
-    at_once = max(1, _ROWS_AT_ONCE[torch.device(device).type] // (count + 2))
-    chunks = _chunks([cache.synthetic for cache in caches], at_once)
     with _one_thread():
-        parts = [_score_scenes([scenes[i] for i in chunk], trajectories[chunk], device, traffic) for chunk in chunks]
-    back = np.argsort(np.concatenate(chunks))
-    columns, details = (
-        {name: torch.cat([part[k][name] for part in parts])[back] for name in parts[0][k]} for k in (0, 1)
-    )
-    if base_metric(metric) == "epdms_v2":
-        pairs = _pairs(caches) if pair_scenes else []
-        columns = _with_extended_comfort(columns, details["motion"], pairs, metric)
-        if pair_scenes:
-            del details["motion"]
+        if isinstance(metric_caches, SceneBatch):
+            scenes = metric_caches.scenes
+            columns, details = _score_batch(metric_caches, trajectories, traffic)
         else:
-            details |= _starts(caches, count)
+            scenes = [cache if isinstance(cache, PreparedScene) else prepare(cache) for cache in metric_caches]
+            columns, details = _score_scenes(scenes, trajectories, device, traffic)
+        caches, count = [scene.cache for scene in scenes], trajectories.shape[1]
+        if base_metric(metric) == "epdms_v2":
+            pairs = _pairs(caches) if pair_scenes else []
+            columns = _with_extended_comfort(columns, details["motion"], pairs, metric)
+            if pair_scenes:
+                del details["motion"]
+            else:
+                details |= _starts(caches, count)
+    columns, details = ({name: values.cpu() for name, values in part.items()} for part in (columns, details))
     return ScoreTable(
         metric=metric,
         tokens=np.repeat(np.array([cache.token for cache in caches], str), count),
@@ -184,9 +189,13 @@ def score(
     )
 
 
-def _checked_trajectories(caches: Sequence, trajectories: np.ndarray | Tensor, metric: str) -> Tensor:
+def _checked_trajectories(caches: Sequence | SceneBatch, trajectories: np.ndarray | Tensor, metric: str) -> Tensor:
     if metric not in METRICS:
         raise UserError(f"metric '{metric}' is unknown; choose one of {', '.join(METRICS)}")
+    if isinstance(caches, SceneBatch):
+        caches = caches.scenes
+        if len({scene.cache.synthetic for scene in caches}) > 1:
+            raise UserError("scenes: recorded and synthetic ones need a batch each")
     trajectories = torch.as_tensor(trajectories)
     shape = tuple(trajectories.shape)
     if len(shape) != 4 or shape[3] != 3 or shape[0] != len(caches) or 0 in shape:
@@ -201,13 +210,37 @@ def _checked_trajectories(caches: Sequence, trajectories: np.ndarray | Tensor, m
     return trajectories.to(torch.float64)
 
 
-def _score_scenes(
-    scenes: Sequence[PreparedScene], trajectories: Tensor, device: str, traffic: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Columns (S, N) and details (S, N, ...) of trajectories (S, N, T, 3), on the CPU, without extended comfort."""
-    batch = SceneBatch.of(scenes, device)
+def _score_scenes(scenes: Sequence[PreparedScene], trajectories: Tensor, device: str, traffic: str) -> _Scored:
+    """As `_score_plans`, batch by batch: recorded scenes (which need the human) apart from synthetic ones."""
+    at_once = max(1, _rows_at_once(torch.device(device), traffic) // (trajectories.shape[1] + 2))
+    synthetic = np.array([scene.cache.synthetic for scene in scenes])
+    kinds = [rows for rows in (np.flatnonzero(~synthetic), np.flatnonzero(synthetic)) if len(rows)]
+    chunks = [chunk for rows in kinds for chunk in np.array_split(rows, -(-len(rows) // at_once))]
+    batches = (SceneBatch.of([scenes[row] for row in chunk], device) for chunk in chunks)
+    parts = [
+        _score_batch(batch, trajectories[chunk], traffic) for batch, chunk in zip(batches, chunks, strict=True)
+    ]
+    return _joined(parts, dim=0, order=np.argsort(np.concatenate(chunks)))
+
+
+def _score_batch(batch: SceneBatch, trajectories: Tensor, traffic: str) -> _Scored:
+    """As `_score_plans`, for any number of trajectories."""
+    at_once = max(1, _rows_at_once(batch.origin.device, traffic) // len(batch.scenes) - 2)
+    parts = trajectories.tensor_split(-(-trajectories.shape[1] // at_once), dim=1)
+    return _joined([_score_plans(batch, part, traffic) for part in parts], dim=1)
+
+
+def _rows_at_once(device: torch.device, traffic: str) -> int:
+    """How many simulated rows go through the program together; worlds of reactive traffic are made on the CPU."""
+    if device.type == "cpu" or traffic == REACTIVE:
+        return _ROWS_AT_ONCE
+    return torch.cuda.get_device_properties(device).total_memory // (2 * _BYTES_PER_ROW)
+
+
+def _score_plans(batch: SceneBatch, trajectories: Tensor, traffic: str) -> _Scored:
+    """Columns (S, N) and details (S, N, ...) of trajectories (S, N, T, 3), without extended comfort."""
     count = trajectories.shape[1]
-    trajectories = trajectories.to(device)
+    trajectories = trajectories.to(batch.origin.device)
     finite = torch.isfinite(trajectories).flatten(2).all(dim=-1)
     trajectories = torch.where(finite[..., None, None], trajectories, 0.0)
 
@@ -224,7 +257,7 @@ def _score_scenes(
     rows = slice(1, 1 + count)
     reference, plans = measured.select((slice(None), slice(0, 1))), measured.select((slice(None), slice(1, None)))
     if traffic == REACTIVE:
-        own, reference_there = judge_in_own_worlds(scenes, batch, states, LAST_TTC_INDEX[batch.metric])
+        own, reference_there = judge_in_own_worlds(batch.scenes, batch, states, LAST_TTC_INDEX[batch.metric])
         reference, plans = reference.updated(reference_there), plans.updated(own)
         reference = reference.select((slice(None), slice(0, count)))
     human, plans = plans.select((slice(None), slice(count, None))), plans.select((slice(None), slice(0, count)))
@@ -233,7 +266,7 @@ def _score_scenes(
     if batch.metric == "epdms_v2":
         columns = _filtered(columns, human if batch.human_poses is not None else None, batch.metric)
     valid = finite & sane[:, rows]
-    columns = {name: torch.where(valid, values, torch.nan).cpu() for name, values in columns.items()}
+    columns = {name: torch.where(valid, values, torch.nan) for name, values in columns.items()}
 
     plan_states = states[:, rows]
     final_state = plan_states[:, :, -1].clone()
@@ -245,7 +278,18 @@ def _score_scenes(
     }
     if batch.metric == "epdms_v2":
         details["motion"] = motion(plan_states)
-    return columns, {name: values.cpu() for name, values in details.items()}
+    return columns, details
+
+
+def _joined(parts: Sequence[_Scored], dim: int, order: np.ndarray | None = None) -> _Scored:
+    """Parts behind one another along a dimension, then in another order where that differs."""
+
+    def join(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        joined = {name: torch.cat([part[name] for part in parts], dim) for name in parts[0]} if parts[1:] else parts[0]
+        as_it_is = order is None or (np.diff(order) == 1).all()
+        return joined if as_it_is else {name: values[order] for name, values in joined.items()}
+
+    return join([columns for columns, _ in parts]), join([details for _, details in parts])
 
 
 def _filtered(columns: dict[str, Tensor], human: SubScores | None, metric: str) -> dict[str, Tensor]:
@@ -268,12 +312,6 @@ def _starts(caches: Sequence[MetricCache], count: int) -> dict[str, Tensor]:
     }
 
 
-def _chunks(synthetic: Sequence[bool], at_once: int) -> list[np.ndarray]:
-    """Rows to be scored together: at most so many, recorded scenes (which need the human) apart from synthetic ones."""
-    kinds = (np.flatnonzero(np.asarray(synthetic) == kind) for kind in (False, True))
-    return [rows[first : first + at_once] for rows in kinds for first in range(0, len(rows), at_once)]
-
-
 def _pairs(caches: Sequence[MetricCache]) -> list[tuple[int, int, float]]:
     recorded = [row for row, cache in enumerate(caches) if not cache.synthetic]
     names, times = [caches[row].log_name for row in recorded], [caches[row].start_time_us for row in recorded]
@@ -292,7 +330,7 @@ def _with_extended_comfort(
     for scene, earlier, gap in pairs:
         by_steps.setdefault(round(gap / SIMULATION_DT), []).append((scene, earlier))
     for steps, neighbours in by_steps.items():
-        scene, earlier = torch.tensor(neighbours).T
+        scene, earlier = torch.tensor(neighbours, device=comfort.device).T
         known = torch.isfinite(columns["pdm_score"][scene] + columns["pdm_score"][earlier])
         scores = extended_comfort(motions[scene], motions[earlier], steps * SIMULATION_DT)
         comfort[scene] = torch.where(known, scores, torch.nan)

@@ -110,7 +110,8 @@ class Contacts:
 
     def where(self, chosen: Tensor) -> Contacts:
         """The contacts selected by a (M,) bool tensor."""
-        return Contacts(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+        index = torch.nonzero(chosen).squeeze(1)  # once for all: on a GPU it waits for what was asked for before
+        return Contacts(*(torch.index_select(getattr(self, name), 0, index) for name in self.__dataclass_fields__))
 
 
 def find_contacts(ego: Footprints, boxes: Boxes, leads: tuple[int, ...], dt: float) -> Contacts:

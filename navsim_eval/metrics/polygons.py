@@ -304,27 +304,33 @@ class PolygonBatch:
         if on_boundary:
             touched = bit * (in_line & ((px - ax) * (px - bx) <= 0.0) & ((py - ay) * (py - by) <= 0.0))
             boundary = torch.zeros_like(words)
-        for slot in range(int(count.max()) if len(active) else 0):  # one edge of every point at a time
-            pair = torch.index_select(first, 0, torch.nonzero(count > slot).squeeze(1)) + slot
+        left, slot = torch.arange(len(active), device=active.device), 0
+        while len(left):  # one edge of every point at a time
+            pair = torch.index_select(first, 0, left) + slot
             at, bits = _pick((place, toggled), pair)
             words.view(-1)[at] ^= bits
             if on_boundary:
                 boundary.view(-1)[at] |= touched[pair]
+            slot += 1
+            left = left[torch.index_select(count, 0, left) > slot]
         if on_boundary:
             words &= ~boundary
 
     def _locate_beyond(self, words: Tensor, scene: Tensor, x: Tensor, y: Tensor, beyond: Tensor) -> None:
         """Fill in, in place, the points (M,) that lie beyond the grid of their scene, by testing all of its edges."""
-        words[:, beyond] = 0
-        for index in torch.unique(scene[beyond]).tolist():
+        far = torch.nonzero(beyond).squeeze(1)
+        words[:, far] = 0
+        far = far[torch.argsort(scene[far], stable=True)]
+        found, counts = torch.unique_consecutive(scene[far], return_counts=True)
+        for index, own in zip(found.tolist(), far.split(counts.tolist()), strict=True):
             first, last = self.edge_offset[index], self.edge_offset[index + 1]
             if first == last:
                 continue
             ax, ay, bx, by = self.edges[:, first:last]
-            near = beyond & (scene == index)
-            near &= (x >= torch.minimum(ax, bx).min()) & (x <= torch.maximum(ax, bx).max())
-            near &= (y >= torch.minimum(ay, by).min()) & (y <= torch.maximum(ay, by).max())
-            for part in torch.nonzero(near).squeeze(1).split(max(1, _SLOW_CHUNK // (last - first))):
+            px, py = x[own], y[own]
+            near = (px >= torch.minimum(ax, bx).min()) & (px <= torch.maximum(ax, bx).max())
+            near &= (py >= torch.minimum(ay, by).min()) & (py <= torch.maximum(ay, by).max())
+            for part in own[near].split(max(1, _SLOW_CHUNK // (last - first))):
                 words[:, part] = self._locate_slowly(x[part], y[part], first, last)
 
     def _locate_slowly(self, px: Tensor, py: Tensor, first: int, last: int) -> Tensor:

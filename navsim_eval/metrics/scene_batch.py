@@ -87,9 +87,9 @@ def prepare(cache: MetricCache, extent: float = np.inf) -> PreparedScene:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """S prepared scenes as tensors on one device."""
+    """S prepared scenes as tensors on one device: about 1.2 MB a scene, and worth keeping like the scenes."""
 
-    metric: str
+    scenes: tuple[PreparedScene, ...]
     origin: Tensor  # (S, 2)
     initial_state: Tensor  # (S, 11), relative to the origin
     start_time_us: Tensor  # (S,)
@@ -98,7 +98,7 @@ class SceneBatch:
     centerline: Polylines
     boxes: Boxes
     red_lights: RedLights
-    history: list[Tensor | None]  # (H, 11) each
+    histories: list[tuple[Tensor, Tensor]]  # see `history_comfort`; none under pdms_v1
     human_poses: Tensor | None  # (S, 8, 3) relative to the ego now; None under pdms_v1
 
     @staticmethod
@@ -124,7 +124,7 @@ class SceneBatch:
             for role in ("lanes", "route_lanes", "drivable", "intersections")
         }
         return SceneBatch(
-            metric=scenes[0].cache.metric,
+            scenes=tuple(scenes),
             origin=origin,
             initial_state=torch.from_numpy(initial).to(device),
             start_time_us=start,
@@ -133,9 +133,14 @@ class SceneBatch:
             centerline=Polylines.of([scene.centerline for scene in scenes], device),
             boxes=_pack_boxes(scenes, device, ignored_tokens or [()] * len(scenes)),
             red_lights=_pack_red_lights(scenes, width, device),
-            history=[_history(scene, device) for scene in scenes],
+            histories=_histories(scenes, device),
             human_poses=_human_poses(scenes, device),
         )
+
+    @property
+    def metric(self) -> str:
+        """The metric that the caches were built for."""
+        return self.scenes[0].cache.metric
 
     def sample(self, trajectories: Tensor) -> Tensor:
         """Trajectories (S, N, T, 3) in the ego frame as poses (S, N, 41, 3) at 10 Hz, relative to the origins."""
@@ -182,7 +187,7 @@ def _pack_red_lights(scenes: Sequence[PreparedScene], width: int, device: str) -
     words = np.zeros((width, len(scenes), steps), np.int64)
     bounds = np.zeros((len(scenes), count, 4))
     runs = np.zeros((2, len(scenes), count), np.int64)  # first edge and number of edges
-    edges = [np.zeros((0, 4))]
+    edges, edge_count = [np.zeros((0, 4))], 0
     for i, scene in enumerate(scenes):
         n, grid = len(scene.red_lights), scene.grid
         active[i, :, :n] = scene.cache.observation.red_light_active[:steps, :n]
@@ -192,8 +197,9 @@ def _pack_red_lights(scenes: Sequence[PreparedScene], width: int, device: str) -
             own = grid.edges[grid.edge_polygon == polygon]
             xs, ys = own[:, [0, 2]], own[:, [1, 3]]
             bounds[i, light] = xs.min(), ys.min(), xs.max(), ys.max()
-            runs[:, i, light] = sum(map(len, edges)), len(own)
+            runs[:, i, light] = edge_count, len(own)
             edges.append(own)
+            edge_count += len(own)
     ax, ay, bx, by = np.concatenate(edges).T
     length, direction = np.hypot(bx - ax, by - ay), np.arctan2(by - ay, bx - ax)
     packed = np.stack([(ax + bx) / 2, (ay + by) / 2, np.cos(direction), np.sin(direction), length / 2])
@@ -208,6 +214,14 @@ def _human_poses(scenes: Sequence[PreparedScene], device: str) -> Tensor | None:
     return torch.from_numpy(np.stack(poses).astype(np.float64)).to(device)
 
 
-def _history(scene: PreparedScene, device: str) -> Tensor | None:
-    states = scene.cache.history_states
-    return None if states is None else torch.from_numpy(np.asarray(states, np.float64)).to(device)
+def _histories(scenes: Sequence[PreparedScene], device: str) -> list[tuple[Tensor, Tensor]]:
+    """Scenes and their past states, those of one length together."""
+    by_length: dict[int, list[int]] = {}
+    for row, scene in enumerate(scenes):
+        if scene.cache.history_states is not None:
+            by_length.setdefault(len(scene.cache.history_states), []).append(row)
+    stacks = ((rows, np.stack([scenes[row].cache.history_states for row in rows])) for rows in by_length.values())
+    return [
+        (torch.tensor(rows, device=device), torch.from_numpy(states.astype(np.float64)).to(device))
+        for rows, states in stacks
+    ]

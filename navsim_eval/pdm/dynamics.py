@@ -217,8 +217,9 @@ def _follow_speed(initial: Tensor, planned_speed: Tensor) -> tuple[Tensor, Tenso
     initial: (11, B);  planned_speed: (40, B), looked at one second ahead
     Returns speed and acceleration (41, B), commanded acceleration (40, B), and where the tracker is stopping (40, B).
     """
-    reference = planned_speed[torch.arange(HORIZON, STEPS + HORIZON).clamp(max=STEPS - 1)]
-    stopping_gain, speed_gain = initial.new_tensor([STOPPING_GAIN, SPEED_GAIN])  # bare numbers would be float32
+    preview = torch.arange(HORIZON, STEPS + HORIZON, device=planned_speed.device).clamp(max=STEPS - 1)
+    reference = planned_speed[preview]
+    stopping_gain, speed_gain = (initial.new_full((), gain) for gain in (STOPPING_GAIN, SPEED_GAIN))  # in float64
     speed, acceleration = initial[StateIndex.VX], initial[StateIndex.AX]
     speeds, accelerations, commands, stops = [speed], [acceleration], [], []
     for wanted, may_stop in zip(reference, reference <= STOPPING_SPEED, strict=True):
@@ -300,7 +301,8 @@ def _follow_path(initial: Tensor, target: Tensor, distance: Tensor, gains: _Stee
     initial: (11, B);  target: (5, 41, B) x, y, heading, its cos and sin;  distance: (40, B) driven in each step [m]
     Returns x, y, heading (not wrapped), steering (41, B), steering rate (40, B) and tan(steering) (41, B).
     """
-    x, y, heading, steering = initial[[StateIndex.X, StateIndex.Y, StateIndex.HEADING, StateIndex.STEERING]]
+    x, y, heading = initial[StateIndex.POSE]
+    steering = initial[StateIndex.STEERING]
     track, rates, tangents = [(x, y, heading, steering)], [], [torch.tan(steering)]
     steps = zip(
         zip(*target, strict=True), zip(*gains, strict=True), distance, distance / Vehicle.WHEEL_BASE, strict=False

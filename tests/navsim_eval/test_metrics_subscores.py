@@ -213,9 +213,10 @@ def test_history_comfort_sees_the_past() -> None:
     future = torch.zeros(1, 2, 41, StateIndex.SIZE, dtype=torch.float64)
     past = torch.zeros(14, StateIndex.SIZE, dtype=torch.float64)
     past[:, StateIndex.AX] = 3.0
-    assert history_comfort(future, [torch.zeros_like(past)]).tolist() == [[1.0, 1.0]]
-    assert history_comfort(future, [past]).tolist() == [[0.0, 0.0]]
-    assert history_comfort(future, [None]).tolist() == [[1.0, 1.0]]
+    scene = torch.tensor([0])
+    assert history_comfort(future, [(scene, torch.zeros_like(past)[None])]).tolist() == [[1.0, 1.0]]
+    assert history_comfort(future, [(scene, past[None])]).tolist() == [[0.0, 0.0]]
+    assert history_comfort(future, []).tolist() == [[1.0, 1.0]]
 
 
 # --- v2 --------------------------------------------------------------------------------------------------------------

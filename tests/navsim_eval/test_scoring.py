@@ -140,7 +140,7 @@ def test_the_size_of_chunks_and_repeated_use_of_prepared_scenes_change_no_bit(me
     drives = np.stack([plans(seed, 7) for seed in range(5)])
     whole = score(kept, drives, metric).columns
     rewards = whole["score"].reshape(5, 7)
-    monkeypatch.setitem(scoring._ROWS_AT_ONCE, "cpu", 10)  # one scene at a time
+    monkeypatch.setattr(scoring, "_ROWS_AT_ONCE", 10)  # one scene at a time
     assert_same(score(kept, drives, metric).columns, whole, atol=1e-12)
     again = np.stack([score(kept, drives[:, k : k + 1], metric).columns["score"] for k in range(7)], axis=1)
     np.testing.assert_allclose(again, rewards, rtol=0, atol=1e-12)

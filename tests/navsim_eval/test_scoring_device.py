@@ -10,15 +10,27 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from navsim_eval import scoring
+from navsim_eval.errors import UserError
 from navsim_eval.metrics.comfort import comfort_checks_v1, comfort_checks_v2
 from navsim_eval.metrics.footprint import Footprints
 from navsim_eval.metrics.scene_batch import SceneBatch, prepare
 from navsim_eval.pdm.dynamics import simulate
+from navsim_eval.score_table import ScoreTable
 from navsim_eval.scoring import score
 from tests.navsim_eval.test_scoring import busy_street, plans
 
 METRICS = pytest.mark.parametrize("metric", ["pdms_v1", "epdms_v2"])
 CONTINUOUS = ("ego_progress", "score")
+
+
+def assert_equal_scores(found: ScoreTable, expected: ScoreTable) -> None:
+    """Steps and flags exactly, everything else to 1e-9."""
+    np.testing.assert_array_equal(found.valid, expected.valid)
+    for mine, theirs in ((found.columns, expected.columns), (found.details, expected.details)):
+        for name, values in theirs.items():
+            discrete = values.dtype.kind == "b" or not name.endswith((*CONTINUOUS, "progress", "reference", "state"))
+            np.testing.assert_allclose(mine[name], values, rtol=0, atol=0 if discrete else 1e-9, err_msg=name)
 
 
 @pytest.mark.gpu
@@ -27,12 +39,31 @@ def test_a_gpu_gives_the_scores_of_the_cpu(metric: str) -> None:
     streets = [replace(busy_street(seed, metric), log_name="log", start_time_us=500_000 * seed) for seed in range(20)]
     drives = np.stack([plans(seed, 64) for seed in range(20)])
     drives[3, 5] = np.nan
-    here, there = (score(streets, drives, metric, device) for device in ("cpu", "cuda"))
-    np.testing.assert_array_equal(here.valid, there.valid)
-    for found, expected in ((there.columns, here.columns), (there.details, here.details)):
-        for name, values in expected.items():
-            discrete = values.dtype.kind == "b" or not name.endswith((*CONTINUOUS, "progress", "reference", "state"))
-            np.testing.assert_allclose(found[name], values, rtol=0, atol=0 if discrete else 1e-9, err_msg=name)
+    assert_equal_scores(score(streets, drives, metric, "cuda"), score(streets, drives, metric, "cpu"))
+
+
+@METRICS
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_batch_that_is_kept_and_any_part_of_it_give_the_same_scores(metric: str, device: str, monkeypatch) -> None:
+    prepared = [prepare(replace(busy_street(s, metric), log_name="log", start_time_us=500_000 * s)) for s in range(6)]
+    drives = np.stack([plans(seed, 9) for seed in range(6)])
+    kept = SceneBatch.of(prepared, device)
+    whole = score(kept, drives, metric)
+    monkeypatch.setattr(scoring, "_rows_at_once", lambda *_: 30)  # three of nine plans at a time, two of six scenes
+    assert_equal_scores(score(kept, drives, metric), whole)
+    assert_equal_scores(score(prepared, drives, metric, device), whole)
+    few = score(SceneBatch.of(prepared[2:4], device), drives[2:4, 4:6], metric, pair_scenes=False)
+    mine = ((whole.tokens == "street2") | (whole.tokens == "street3")) & np.isin(whole.proposals, (4, 5))
+    for name in ("no_at_fault_collisions", "drivable_area_compliance", "time_to_collision_within_bound"):
+        np.testing.assert_array_equal(few.columns[name], whole.columns[name][mine], err_msg=name)
+
+
+def test_a_batch_holds_recorded_or_synthetic_scenes() -> None:
+    recorded = busy_street(0, "epdms_v2")
+    synthetic = replace(recorded, synthetic=True, human_poses=None)
+    both = SceneBatch.of([prepare(recorded), prepare(synthetic)])
+    with pytest.raises(UserError, match="a batch each"):
+        score(both, np.zeros((2, 1, 8, 3)), "epdms_v2")
 
 
 def on_device(value: Any, mode: FakeTensorMode, device: str) -> Any:

@@ -73,6 +73,15 @@ def test_comfort_checks_and_final_states_equal_the_reference() -> None:
     assert np.abs(difference).max() < TOLERANCE
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", ["pdms_v1", "epdms_v2"])
+def test_a_gpu_gives_every_pair_the_scores_of_the_cpu(metric: str) -> None:
+    there = score(prepared(metric), load("candidates")["poses"], metric, "cuda")
+    for name, values in table(metric).columns.items():
+        tolerance = 1e-9 if name.endswith(CONTINUOUS) else 0.0
+        np.testing.assert_allclose(there.columns[name], values, rtol=0, atol=tolerance, err_msg=name)
+
+
 @pytest.mark.parametrize("metric", ["pdms_v1", "epdms_v2"])
 def test_area_flags_equal_the_reference(metric: str) -> None:
     name = "candidate_area_flags" if metric == "pdms_v1" else "v2_candidate_area_flags"
