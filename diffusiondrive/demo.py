@@ -53,9 +53,7 @@ def steps(config: DemoConfig) -> list[Step]:
     def tool(name: str, *arguments: str) -> tuple[str, ...]:
         return (f"tools/{name}.py", *where, *arguments)
 
-    city = tool(
-        "make_city", f"city.scenes={config.scenes}", f"city.width={config.width}", f"city.seed={config.seed}"
-    )
+    city = tool("make_city", f"city.scenes={config.scenes}", f"city.width={config.width}", f"city.seed={config.seed}")
     train = tool(
         "train",
         f"cache={cache / 'train' / 'features'}",

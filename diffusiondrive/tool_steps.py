@@ -45,9 +45,7 @@ class StepRunner:
     fresh:    forget what an earlier run finished
     """
 
-    def __init__(
-        self, folder: Path, settings: dict[str, Any], fresh: bool = False, say: Callable[[str], None] = print
-    ):
+    def __init__(self, folder: Path, settings: dict[str, Any], fresh: bool = False, say: Callable[[str], None] = print):
         self.folder, self._say = folder, say
         self._memory = folder / "steps.json"
         self._writing = threading.Lock()

@@ -72,6 +72,12 @@ def _compile_cudagraph(planner: DiffusionDrive, options: BackendOptions) -> Back
     return captured(planner, options, compiled=True)
 
 
+def _fused(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    from diffusiondrive.runtime.torch_backends import fused
+
+    return fused(planner, options)
+
+
 def _onnx(planner: DiffusionDrive, options: BackendOptions) -> Backend:
     from diffusiondrive.runtime.onnx_backend import OnnxBackend
 
@@ -91,6 +97,7 @@ BACKENDS: dict[str, Callable[[DiffusionDrive, BackendOptions], Backend]] = {
     "compile": _compile,
     "cudagraph": _cudagraph,
     "compile+cudagraph": _compile_cudagraph,
+    "fused": _fused,
     "onnx": _onnx,
     "tensorrt": _tensorrt,
     "plain": _plain,

@@ -140,6 +140,8 @@ def benchmark(config: BenchmarkConfig, progress: Callable[[int], None] = lambda 
         result["reference"] = compare(sensor_rows, reference.rows, result)
     if config.overlap:
         result["overlapped_fps"] = overlapped_fps(planner, observations, min(iterations, 200))
+    if config.backend == "fused" and config.stages:
+        result["stages_captured_alone_ms"] = captured_stages(planner)
     if config.roofline:
         result["roofline"] = measure_roofline(config, planner, module, observations[0])
     result |= {
@@ -227,6 +229,15 @@ def overlapped_fps(planner: SensorPlanner, observations: Sequence[Observation], 
     started = time.perf_counter()
     count = sum(1 for _ in frames)
     return round(count / (time.perf_counter() - started), 2)
+
+
+def captured_stages(planner: SensorPlanner) -> dict[str, dict[str, float]]:
+    """Milliseconds of each stage of the fused program, captured alone."""
+    from diffusiondrive.runtime.captured_stages import stage_latencies  # needs Triton, as the backend does
+
+    backend = planner.runtime.backend
+    with float32_rule(planner.runtime.precision):
+        return stage_latencies(backend.kept, backend.static)
 
 
 def measure_roofline(

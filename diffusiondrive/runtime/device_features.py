@@ -1,6 +1,7 @@
 """Features by tensor operations on any device: the camera strip as one indexed read, the LiDAR histogram as one count.
 
-No operation depends on the data (no synchronisation), so both may be captured in a CUDA graph.
+No operation depends on the data (no synchronisation), so both may be captured in a CUDA graph. On a GPU with Triton
+each is one kernel, with the same results.
 """
 
 from __future__ import annotations
@@ -11,6 +12,13 @@ from torch import Tensor, nn
 
 from diffusiondrive.features import FeatureConfig, crop_of
 from navsim_eval.errors import UserError
+
+try:
+    from diffusiondrive.runtime.kernels import sensors as kernels
+
+    FUSED = True
+except ImportError:  # no Triton
+    FUSED = False
 
 
 class StripSampler(nn.Module):
@@ -52,6 +60,8 @@ class StripSampler(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(3, 3, H, W) uint8 (camera left, front, right; RGB), any strides -> (3, height, width) float32 in [0, 1]."""
+        if images.is_cuda and self.linear and FUSED:
+            return kernels.strip(images, dict(self.named_buffers()))
         return (self._linear(images) if self.linear else self._area(images)) / self.white
 
     def _linear(self, images: Tensor) -> Tensor:
@@ -85,8 +95,8 @@ class LidarHistogram(nn.Module):
         self.range_m = config.lidar_range
         edges = np.linspace(-config.lidar_range, config.lidar_range, config.lidar_cells + 1)
         self.register_buffer("edges", torch.from_numpy(edges), persistent=False)
-        heights = torch.tensor([config.lidar_split, config.lidar_ceiling], dtype=torch.float32)
-        self.register_buffer("heights", heights, persistent=False)
+        self.height_numbers = config.lidar_split, config.lidar_ceiling
+        self.register_buffer("heights", torch.tensor(self.height_numbers, dtype=torch.float32), persistent=False)
         self.register_buffer("full", torch.tensor(float(config.lidar_clip)), persistent=False)
 
     def forward(self, cloud: Tensor) -> Tensor:
@@ -94,6 +104,9 @@ class LidarHistogram(nn.Module):
 
         Points that are NaN count nowhere: pad with them where P must be fixed.
         """
+        if cloud.is_cuda and FUSED:
+            counts = kernels.count_points(cloud, self.edges, self.range_m, *self.height_numbers)
+            return (counts.clamp(max=self.clip).float() / self.full)[None]
         ground, ceiling = self.heights
         xy = cloud[:2].double()
         counts_here = (cloud[2] > ground) & (cloud[2] < ceiling) & (xy.abs() <= self.range_m).all(dim=0)

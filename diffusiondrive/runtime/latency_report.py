@@ -53,8 +53,9 @@ def as_table(result: dict[str, Any]) -> Table:
     """The result as people read it: stages, then the sums, then the reference."""
     how = f"{result['backend']} · {result['precision']} · {result['device']} · {result['threads']} threads"
     table = Table("stage", *(f"{name} [ms]" for name in ("p50", "p90", "p99", "max")), title=result["planner"])
-    rows = {**result["stages_ms"], "model": result["model_ms"], "end to end": result["end_to_end_ms"]}
-    last = [list(result["stages_ms"])[-1]]
+    alone = {f"  {name}, alone": ms for name, ms in result.get("stages_captured_alone_ms", {}).items()}
+    rows = {**result["stages_ms"], **alone, "model": result["model_ms"], "end to end": result["end_to_end_ms"]}
+    last = [list(rows)[-3]]
     if "reference" in result:
         last.append("end to end")
         rows |= {f"reference: {name}": result["reference"][f"{name}_ms"] for name in ("model", "end_to_end")}

@@ -75,7 +75,6 @@ class OnnxPlanner:
         plan = dict(zip(PLAN, denoise.copy_outputs_to_cpu(), strict=True))
         return plan | {name: value.numpy() for name, value in encoded.items() if name not in SCENE}
 
-
     def operator_times(self) -> dict[str, float]:
         """Milliseconds of each operator type since the start, from both traces; ends profiling, removes them."""
         total: dict[str, float] = {}

@@ -69,9 +69,7 @@ class SensorPlanner:
         """Features of a batch of one on the device (on a GPU: queued on the current stream)."""
         return self.sensors.features(self.sensors.decode(observation), observation.status)
 
-    def plan_features(
-        self, features: dict[str, Tensor], token: str, noise: Tensor | np.ndarray | None = None
-    ) -> Plan:
+    def plan_features(self, features: dict[str, Tensor], token: str, noise: Tensor | np.ndarray | None = None) -> Plan:
         """The second half of `plan`."""
         if noise is None and self.seed is not None:
             noise = scene_noise([token], self.seed, self.runtime.noise_shape)
@@ -111,4 +109,3 @@ class SensorPlanner:
         if prepared.ready is not None:
             prepared.ready.synchronize()  # normally long past; also right for a backend with streams of its own
         return PlannedFrame(index, prepared.token, self.plan_features(prepared.features, prepared.token))
-

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,11 @@ class CapturedBackend:
     def __init__(self, program: Callable[..., Tensor], example: Inputs, options: BackendOptions):
         """example: inputs of the right shapes, in host memory."""
         self.options = options
+        self.kept = program  # a graph knows addresses only; its weights must stay
         self.pinned = tuple(torch.empty_like(x).pin_memory().copy_(x) for x in example)
         self.static = tuple(x.to(options.device) for x in example)
         self.done = torch.cuda.Event()
-        with float32_rule(options.precision), torch.inference_mode():
+        with float32_rule(options.precision), torch.inference_mode(), fixed_shapes():
             stream = torch.cuda.Stream(options.device)
             stream.wait_stream(torch.cuda.current_stream(options.device))
             with torch.cuda.stream(stream):
@@ -71,6 +73,17 @@ class CapturedBackend:
         self.done.record()
         self.done.synchronize()  # the only wait of a plan
         return self.rows.clone()
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """cuDNN may measure its algorithms: the shapes that it meets here are all it will ever see."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def reference(planner: DiffusionDrive, options: BackendOptions) -> Backend:
@@ -105,6 +118,18 @@ def captured(planner: DiffusionDrive, options: BackendOptions, compiled: bool = 
     program: Callable[..., Tensor] = rewritten(planner, options)
     if compiled:
         program = compile_program(program, options)
+    return CapturedBackend(program, example_inputs(planner, options.batch), options)
+
+
+def fused(planner: DiffusionDrive, options: BackendOptions) -> Backend:
+    """Fused kernels, captured. Raises UserError without a GPU or without Triton."""
+    if options.device.type != "cuda":
+        raise UserError("backend=fused needs an NVIDIA GPU (device=cuda); on a CPU use backend=compile or onnx")
+    try:
+        from diffusiondrive.runtime.fused_program import FusedProgram
+    except ImportError as error:
+        raise UserError(f"backend=fused needs Triton ({error}); torch's builds for Linux bring it") from error
+    program = FusedProgram(rewritten(planner, options), options.batch, options.precision)
     return CapturedBackend(program, example_inputs(planner, options.batch), options)
 
 

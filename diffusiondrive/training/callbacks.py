@@ -113,9 +113,7 @@ class PdmsValidation(pl.Callback):
     Sits before the weight-averaging callback, so that what is scored and published are the averaged weights.
     """
 
-    def __init__(
-        self, scorer: PdmsScorer | None, publish: Callable[[pl.LightningModule, dict[str, float]], object]
-    ):
+    def __init__(self, scorer: PdmsScorer | None, publish: Callable[[pl.LightningModule, dict[str, float]], object]):
         self.scorer, self.publish = scorer, publish
         self.best = -np.inf
         self._tokens: list[str] = []

@@ -86,7 +86,7 @@ def test_inputs_that_do_not_fit(planner: DiffusionDrive) -> None:
 
 
 def test_backends_that_need_a_gpu_or_a_package_say_so(planner: DiffusionDrive, monkeypatch) -> None:
-    for name in ("cudagraph", "compile+cudagraph"):
+    for name in ("cudagraph", "compile+cudagraph", "fused"):
         with pytest.raises(UserError, match="needs an NVIDIA GPU"):
             Runtime(planner, backend=name, device="cpu")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -139,7 +139,7 @@ def test_compiled_plan(planner: DiffusionDrive, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["eager", "compile", "cudagraph", "compile+cudagraph"])
+@pytest.mark.parametrize("backend", ["eager", "compile", "cudagraph", "compile+cudagraph", "fused"])
 def test_gpu_backends_give_the_plain_plan(planner: DiffusionDrive, backend: str) -> None:
     exact = Runtime(planner, backend="reference", device="cuda")
     runtime = Runtime(planner, backend=backend, device="cuda")

@@ -314,8 +314,10 @@ def test_sensor_files_of_a_split_are_counted_and_the_first_missing_named(tmp_pat
     partial = sensor_coverage(dataset, cameras, lidar=True)
     assert (partial.scenes_complete, partial.files_missing) == (n - 1, 2)
     assert str(partial).endswith(f"{4 * n - 2} of {4 * n} files; missing: {lost[0]}, {lost[1]}")
-    assert sensor_coverage(dataset, ("CAM_X9",), lidar=False).first_missing[0].endswith(
-        "lists no CAM_X9 (listed: CAM_F0, CAM_L0, CAM_L1, CAM_L2, CAM_R0, CAM_R1, CAM_R2, CAM_B0)"
+    assert (
+        sensor_coverage(dataset, ("CAM_X9",), lidar=False)
+        .first_missing[0]
+        .endswith("lists no CAM_X9 (listed: CAM_F0, CAM_L0, CAM_L1, CAM_L2, CAM_R0, CAM_R1, CAM_R2, CAM_B0)")
     )
 
 

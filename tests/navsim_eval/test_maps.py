@@ -75,8 +75,10 @@ def test_geometry_is_in_utm_metres(tiny: RoadMap) -> None:
 def test_null_and_dangling_keys_are_no_links(tmp_path: Path) -> None:
     road_map = write_tiny_map(tmp_path / "maps", BLOCKS, LINKS)
     with sqlite3.connect(road_map.path) as connection:
-        connection.execute(f"UPDATE lane_connectors SET entry_lane_fid = 77, lane_group_connector_fid = NULL "
-                           f"WHERE fid = {CONNECTOR + 10}")
+        connection.execute(
+            f"UPDATE lane_connectors SET entry_lane_fid = 77, lane_group_connector_fid = NULL "
+            f"WHERE fid = {CONNECTOR + 10}"
+        )
         connection.execute("UPDATE lane_group_connectors SET from_lane_group_fid = NULL WHERE fid = 11")
     connection.close()
     changed = MapStore(tmp_path / "maps").get("tiny")

@@ -89,9 +89,7 @@ def test_old_and_new_numpy_spellings(tmp_path: Path) -> None:
             other = written
             for name in (b"numpy._core.numeric", b"numpy._core.multiarray"):
                 short = name.replace(b"._core", b".core")
-                other = other.replace(
-                    b"\x8c" + bytes([len(name)]) + name, b"\x8c" + bytes([len(short)]) + short
-                )
+                other = other.replace(b"\x8c" + bytes([len(name)]) + name, b"\x8c" + bytes([len(short)]) + short)
             if b"\x95" in other[:3]:  # frame length
                 other = other[:3] + struct.pack("<Q", len(other) - 11) + other[11:]
         assert b"numpy.core" in other
