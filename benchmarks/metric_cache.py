@@ -91,7 +91,7 @@ def measure(metric: str, dataset: SceneDataset, maps: MapStore, together: int) -
     sizes, walls = [], []
     for first in range(0, len(dataset), together):
         wall, clock = time.perf_counter(), _Clock(spent)
-        scenes = [dataset[token] for token in dataset.tokens[first : first + together]]
+        scenes = [dataset.observed(token) for token in dataset.tokens[first : first + together]]
         clock.lap("read log")
         caches = build_metric_caches(scenes, [maps.get(scene.map_name) for scene in scenes], metric)
         clock.lap("build")

@@ -154,14 +154,16 @@ class SceneDataset:
 
     def __getitem__(self, key: str | int) -> Scene:
         """Scene of a token, or at a position. Raises UserError (unknown token), IndexError, DataError (bad frame)."""
-        token = key if isinstance(key, str) else self._tokens[key]
-        log_name, start = self._window(token)
-        frames = self._log(log_name).frames(start, self.split.scene_filter.num_frames)
-        return Scene(frames, self.split.scene_filter.num_history_frames, self.sensor_root)
+        return self._scene(key if isinstance(key, str) else self._tokens[key])
 
     def observed(self, token: str) -> Scene | SyntheticScene:
-        """A scene with everything that scoring may know about its future."""
-        return self[token]
+        """A scene with everything that scoring may know about its future, and without sensors, which it never needs."""
+        return self._scene(token, sensors=False)
+
+    def _scene(self, token: str, sensors: bool = True) -> Scene:
+        log_name, start = self._window(token)
+        frames = self._log(log_name).frames(start, self.split.scene_filter.num_frames, sensors)
+        return Scene(frames, self.split.scene_filter.num_history_frames, self.sensor_root)
 
     def source_file(self, token: str) -> Path:
         """File that a scene is read from."""
@@ -206,15 +208,15 @@ class _OpenLog:
     def __init__(self, path: Path):
         self._path = path
         self._dicts = read_log_dicts(path)
-        self._frames: dict[int, Frame] = {}
+        self._frames: dict[tuple[int, bool], Frame] = {}
 
-    def frames(self, start: int, count: int) -> tuple[Frame, ...]:
-        return tuple(self._frame(index) for index in range(start, start + count))
+    def frames(self, start: int, count: int, sensors: bool) -> tuple[Frame, ...]:
+        return tuple(self._frame(index, sensors) for index in range(start, start + count))
 
-    def _frame(self, index: int) -> Frame:
-        if index not in self._frames:
-            self._frames[index] = frame_from_dict(self._dicts[index], self._path, index)
-        return self._frames[index]
+    def _frame(self, index: int, sensors: bool) -> Frame:
+        if (index, sensors) not in self._frames:
+            self._frames[index, sensors] = frame_from_dict(self._dicts[index], self._path, index, sensors)
+        return self._frames[index, sensors]
 
 
 # --- sensors a scene needs -------------------------------------------------------------------------------------------

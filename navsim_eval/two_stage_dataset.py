@@ -94,15 +94,14 @@ class TwoStageDataset:
         return self._second[token][0] if token in self._second else self.first.source_file(token)
 
     def observed(self, token: str) -> Scene | SyntheticScene:
-        """A scene with everything that scoring may know about its future."""
+        """A scene with everything that scoring may know about its future; a recorded one without its sensors."""
         if token in self._second:
             return read_synthetic_scene(self._second[token][0], self.sensor_root)
         return self.first.observed(token)
 
     def __getitem__(self, token: str) -> Scene:
         """What a planner gets to see. Raises UserError (unknown token) or DataError (broken file)."""
-        scene = self.observed(token)
-        return scene.scene if isinstance(scene, SyntheticScene) else scene
+        return self.observed(token).scene if token in self._second else self.first[token]
 
     def __len__(self) -> int:
         return len(self._tokens)

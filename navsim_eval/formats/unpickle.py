@@ -17,7 +17,7 @@ import io
 import pickle
 import pickletools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,17 @@ def _opcodes(argument_bytes: int) -> bytes:
     return b"[" + b"".join(re.escape(code.encode("latin1")) for code in codes) + b"]"
 
 
-# A run of opcodes of fixed length, memo indices below 2^24, and what logs are full of: tokens of 16 characters, arrays
-# of 3, 5 and 9 numbers.
-_FREQUENT = rb"|r...\x00|\x8c\x10.{16}|C(?:\x18.{24}|\x28.{40}|\x48.{72})"
+def _sized(sizes: Iterable[int], after: bytes = b"") -> bytes:
+    """Arguments of these numbers of bytes behind their length, which is one byte and `after`."""
+    return b"(?:" + b"|".join(re.escape(bytes([size])) + after + b".{%d}" % size for size in sizes) + b")"
+
+
+# A run of opcodes of fixed length, memo indices below 2^24, and what logs are full of: texts of under 96 characters
+# (a token has 16), and arrays of 3, 5 and 9 numbers in bytes or a bytearray.
+_NUMBERS = (72, 40, 24)
+_FREQUENT = rb"|r...\x00|\x8c%b|C%b|\x96%b" % (
+    _sized((16, *range(16), *range(17, 96))), _sized(_NUMBERS), _sized(_NUMBERS, after=rb"\x00{7}")
+)  # fmt: skip
 _RUN = re.compile(
     b"(?:" + b"|".join(_opcodes(size) + b"." * size for size in (0, 1, 2, 4, 8)) + _FREQUENT + b")*+", re.DOTALL
 )
