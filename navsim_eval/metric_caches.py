@@ -28,11 +28,11 @@ from navsim_eval.two_stage_dataset import TwoStageDataset
 
 SCENES_TOGETHER = 16  # twice as many are no faster, and a worker that dies loses that much work
 _SOURCE = "source_bytes"
-DEFLATED = (
+DEFLATED = dict.fromkeys((
     "drivable_map.polygons.wkb", "drivable_map.polygons.xy", "drivable_map.ids", "observation.red_light_polygons.wkb",
     "observation.red_light_polygons.xy", "observation.poses", "observation.tokens", "centerline", "history_states",
     "reference_poses", "traffic.points",
-)  # fmt: skip
+), 1)  # fmt: skip
 
 
 def store_folder(parent: Path | str, metric: str) -> Path:

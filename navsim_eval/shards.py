@@ -42,19 +42,22 @@ _ALIGNMENT = 64
 _REPAIR = "drop damaged samples with tools/cache.py mode=repair, then build again"
 
 Arrays = Mapping[str, np.ndarray]
+Deflate = Collection[str] | Mapping[str, int]  # names of arrays to compress; a zlib level for each, where 6 is too slow
 
 
 # --- one record ------------------------------------------------------------------------------------------------------
 
 
-def pack(arrays: Arrays, deflate: Collection[str] = ()) -> bytes:
+def pack(arrays: Arrays, deflate: Deflate = ()) -> bytes:
     """One sample as a self-describing record. Arrays named in `deflate` are compressed without loss (see `_encode`)."""
+    levels = deflate if isinstance(deflate, Mapping) else dict.fromkeys(deflate, 6)
     entries, parts, position = [], [], 0
     for name, value in arrays.items():
         array = np.asarray(value)
         if array.dtype.hasobject:
             raise TypeError(f"array '{name}' holds Python objects; shards store plain numbers and fixed-width text")
-        codec, body = _encode(array) if name in deflate else ("raw", np.ascontiguousarray(array).tobytes())
+        raw = name not in levels
+        codec, body = ("raw", np.ascontiguousarray(array).tobytes()) if raw else _encode(array, levels[name])
         entries.append([name, array.dtype.str, list(array.shape), codec, position, len(body)])
         parts.append(_padded(body))
         position += len(parts[-1])
@@ -74,16 +77,17 @@ def unpack(record: bytes | memoryview) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _encode(array: np.ndarray) -> tuple[str, bytes]:
+def _encode(array: np.ndarray, level: int) -> tuple[str, bytes]:
     """Codec and compressed bytes, without loss.
 
-    "zlib":  the bytes in C order
+    "zlib":  the bytes in C order, through zlib of that level
     "delta": for numbers of 8 bytes. Read as integers, each row is replaced by its difference from the one before (the
              first axis are the rows); of all numbers the first byte is stored first, then the second, and so on, and
-             that goes through zlib. Coordinates along a line share their leading bytes: half the size of "zlib" alone.
+             that goes through zlib of level 1. Coordinates along a line share their leading bytes: half the size of
+             "zlib" alone.
     """
     if array.dtype.itemsize != 8 or array.ndim == 0:
-        return "zlib", zlib.compress(np.ascontiguousarray(array).tobytes(), 6)
+        return "zlib", zlib.compress(np.ascontiguousarray(array).tobytes(), level)
     changes = np.diff(np.ascontiguousarray(array).view(np.int64), axis=0, prepend=np.int64(0))
     planes = changes.reshape(-1, 1).view(np.uint8).T
     return "delta", zlib.compress(planes.tobytes(), 1)
@@ -262,7 +266,7 @@ class ShardWriter:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def write(self, key: str, arrays: Arrays, deflate: Collection[str] = ()) -> None:
+    def write(self, key: str, arrays: Arrays, deflate: Deflate = ()) -> None:
         """Store one sample. Raises ValueError for a key that is already there."""
         self.write_packed(key, pack(arrays, deflate))
 
@@ -508,7 +512,7 @@ def build_shards(
     tokens: Sequence[str],
     function: Callable[[str], Arrays] | Callable[[list[str]], Sequence[Arrays]],
     *,
-    deflate: Collection[str] = (),
+    deflate: Deflate = (),
     workers: int | Workers = 0,
     chunk_size: int = 16,
     together: bool = False,
@@ -532,7 +536,7 @@ def build_shards(
         before = len(writer)
         if progress and before:
             progress(before)
-        job = _PackedJobs(function, tuple(deflate)) if together else _PackedJob(function, tuple(deflate))
+        job = _PackedJobs(function, deflate) if together else _PackedJob(function, deflate)
         for outcome in run_jobs(job, todo, workers=workers, chunk_size=chunk_size, together=together):
             if outcome.ok:
                 writer.write_packed(todo[outcome.index], outcome.value)
@@ -553,7 +557,7 @@ class _PackedJob:
     """`function`, with its result packed where it was made (compression is then parallel, too)."""
 
     function: Callable[[str], Arrays]
-    deflate: tuple[str, ...]
+    deflate: Deflate
 
     def __call__(self, token: str) -> bytes:
         return pack(self.function(token), self.deflate)
@@ -564,7 +568,7 @@ class _PackedJobs:
     """The same for a `function` that makes several samples at once."""
 
     function: Callable[[list[str]], Sequence[Arrays]]
-    deflate: tuple[str, ...]
+    deflate: Deflate
 
     def __call__(self, tokens: list[str]) -> list[bytes]:
         return [pack(arrays, self.deflate) for arrays in self.function(tokens)]

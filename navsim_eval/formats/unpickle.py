@@ -12,13 +12,11 @@ read, which looks at the element type before numpy takes over the data.
 from __future__ import annotations
 
 import collections
-import gc
 import io
 import pickle
 import pickletools
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import numpy as np
 from numpy._core import multiarray
 
 from navsim_eval.errors import DataError
+from navsim_eval.garbage import no_garbage_collection
 
 _DAMAGED = "the file is truncated or damaged; unpack or download it again"
 
@@ -41,7 +40,7 @@ def load_pickle(path: Path | str, extra: Mapping[tuple[str, str], Any] | None = 
     try:
         stream = path.read_bytes()
         _walk(stream)
-        with _without_garbage_collection():
+        with no_garbage_collection():
             content = _RestrictedUnpickler(io.BytesIO(stream), {**_allowed(), **(extra or {})}).load()
     except FileNotFoundError as error:
         raise DataError(path, "no such file", remedy="check data.root (or $OPENSCENE_DATA_ROOT)") from error
@@ -53,18 +52,6 @@ def load_pickle(path: Path | str, extra: Mapping[tuple[str, str], Any] | None = 
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(path, f"not a readable pickle ({detail})", remedy=_DAMAGED) from error
     return _with_plain_arrays(content)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Nothing of what is read can be garbage yet; looking for it again and again takes as long as reading."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 class _Forbidden(Exception):
@@ -262,5 +249,7 @@ def _with_plain_arrays(content: Any) -> Any:
                     container[key] = item.view(np.ndarray)
             elif isinstance(item, dict | list | tuple) and id(item) not in seen:
                 seen.add(id(item))
-                stack.append(item)
+                parts = item.values() if isinstance(item, dict) else item
+                if not _WITHOUT_PARTS.issuperset(map(type, parts)):
+                    stack.append(item)
     return whole[0]

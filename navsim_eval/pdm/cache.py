@@ -20,6 +20,7 @@ import shapely
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.formats.maps import RoadMap
 from navsim_eval.formats.synthetic import FutureStep, SyntheticScene
+from navsim_eval.garbage import no_garbage_collection
 from navsim_eval.pdm.drivable import build_drivable_map
 from navsim_eval.pdm.lane_graph import lane_graph
 from navsim_eval.pdm.observation import (
@@ -64,6 +65,7 @@ def build_metric_caches(
     return [cache for cache, _ in build_with_plans(scenes, road_maps, metric)]
 
 
+@no_garbage_collection()
 def build_with_plans(
     scenes: Sequence[Scene | SyntheticScene], road_maps: Sequence[RoadMap], metric: str
 ) -> list[tuple[MetricCache, ReferencePlan]]:
