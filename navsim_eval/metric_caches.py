@@ -70,13 +70,19 @@ class MetricCaches:
 
     def __getitem__(self, token: str) -> MetricCache:
         """Cache of a scene. Raises DataError when it cannot be built, or was built from other files."""
-        if self._reader is None or token not in self._reader:
+        if not self._stored(token):
             return self._build([token])[0]
         arrays = {name: array.copy() for name, array in self._reader[token].items()}
         if not np.array_equal(arrays.pop(_SOURCE), self._source(token, arrays["map_name"].item())):
             problem = f"scene {token} was cached from another version of its log or map"
             raise DataError(self.folder, problem, remedy="delete this metric cache and run again")
         return from_arrays(arrays)
+
+    def made_together(self, tokens: Sequence[str]) -> dict[str, MetricCache]:
+        """Caches of those scenes that the store lacks, by token: one by one takes twice as long. Raises DataError when
+        a single one cannot be built."""
+        lacking = [token for token in tokens if not self._stored(token)]
+        return dict(zip(lacking, self._build(lacking), strict=True)) if lacking else {}
 
     def arrays(self, tokens: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """What the store keeps of some scenes, computed now."""
@@ -96,7 +102,7 @@ class MetricCaches:
     @property
     def complete(self) -> bool:
         """Whether the store holds every scene of the split; then nobody needs to write to it."""
-        return self._reader is not None and all(token in self._reader for token in self.dataset.tokens)
+        return all(map(self._stored, self.dataset.tokens))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -112,6 +118,9 @@ class MetricCaches:
     def _reader(self) -> ShardReader | None:
         stored = self.folder is not None and (self.folder / "manifest.json").exists()
         return ShardReader(self.folder, expect=self.manifest) if stored else None
+
+    def _stored(self, token: str) -> bool:
+        return self._reader is not None and token in self._reader
 
     def _build(self, tokens: Sequence[str]) -> list[MetricCache]:
         scenes = [self.dataset.observed(token) for token in tokens]

@@ -53,9 +53,13 @@ class _Scorer:
 
     def __call__(self, job: _Job) -> tuple[list[str], dict[str, np.ndarray], dict[str, str]]:
         failures, rows, prepared = {}, [], []
+        try:
+            made = self.caches.made_together(job.tokens)
+        except Exception:  # some scene is odd: each by itself below, which tells who
+            made = {}
         for row, token in enumerate(job.tokens):
             try:
-                prepared.append(prepare(self.caches[token]))
+                prepared.append(prepare(made[token] if token in made else self.caches[token]))
                 rows.append(row)
             except Exception as error:  # one odd scene must not take its neighbours along; it is counted and named
                 failures[token] = describe_error(error)
