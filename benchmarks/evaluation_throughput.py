@@ -8,7 +8,8 @@ itself. Inference is that of a cheap planner; the trained one plans the scenes o
 cache, and its time is stated per scene. While metric caches are built and while scores are computed, one worker is
 killed in the middle; each copy of a scene must get the score of its original all the same.
 
-Memory is the resident size of the parent and of each worker, sampled every half second.
+Memory is the resident size of the parent and of each worker, sampled every half second, and what of it is their own:
+without pages of files, such as memory-mapped caches, which the system takes back when it needs them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -149,9 +150,16 @@ def compare_copies(scores: Path, originals: SceneDataset) -> dict[str, int]:
 # --- time and memory by stage ----------------------------------------------------------------------------------------
 
 
+class Memory(NamedTuple):
+    """Bytes of a process: resident, pages shared with others included, and those of it that belong to no file."""
+
+    resident: int
+    own: int
+
+
 @dataclass
 class Stage:
-    """One stage: wall time, and the resident size [bytes] of the parent and of each worker over time."""
+    """One stage: wall time, and memory [bytes] (see `Memory`) of the parent and of each worker over time."""
 
     title: str
     scenes: int
@@ -159,45 +167,49 @@ class Stage:
     seconds: float = 0.0
     killed: int = 0
     times: list[float] = field(default_factory=list)
-    parent: list[int] = field(default_factory=list)
-    workers: dict[int, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
+    parent: list[Memory] = field(default_factory=list)
+    workers: dict[int, list[tuple[float, Memory]]] = field(default_factory=lambda: defaultdict(list))
 
     def as_row(self) -> dict[str, Any]:
-        largest = [max(size for _, size in samples) for samples in self.workers.values()]
+        largest = [size.resident for samples in self.workers.values() for _, size in samples]
+        together, own = self._total().T
         return {
             "stage": self.title,
             "seconds": round(self.seconds, 1),
             "scenes a second": round(self.scenes / self.seconds, 1),
             "workers seen": len(self.workers),
             "workers killed": self.killed,
-            "peak parent MB": round(max(self.parent, default=0) / 1e6),
+            "peak parent MB": round(max((size.resident for size in self.parent), default=0) / 1e6),
             "peak worker MB": round(max(largest, default=0) / 1e6),
-            "all together MB at 1/4, 1/2, 3/4, end": [round(size / 1e6) for size in self._at_quantiles()],
+            "all together MB at 1/4, 1/2, 3/4, end": [round(size / 1e6) for size in at_quantiles(together)],
+            "of it their own": [round(size / 1e6) for size in at_quantiles(own)],
         }
 
     def _total(self) -> np.ndarray:
-        total = np.array(self.parent, float)
+        """(n, 2) of parent and workers together."""
+        total = np.array(self.parent, float).reshape(-1, 2)
         for samples in self.workers.values():
             for when, size in samples:
                 total[np.searchsorted(self.times, when)] += size
         return total
 
-    def _at_quantiles(self) -> list[float]:
-        """Median of parent and workers together over the tenth of the stage before each quantile."""
-        total = self._total()
-        tenth = max(len(total) // 10, 1)
-        ends = [max(int(len(total) * quantile), tenth) for quantile in QUANTILES] if len(total) else []
-        return [float(np.median(total[end - tenth : end])) for end in ends]
-
     def series(self, points: int = 40) -> dict[str, list]:
-        """At most so many samples: seconds since the stage began, parent, all together."""
+        """At most so many samples: seconds since the stage began, parent, all together, and what is their own."""
         chosen = np.unique(np.linspace(0, len(self.times) - 1, min(points, len(self.times))).astype(int))
-        total = self._total()
+        total, own = self._total().T
         return {
             "seconds": [round(self.times[i] - self.times[0], 1) for i in chosen],
-            "parent": [round(self.parent[i] / 1e6) for i in chosen],
+            "parent": [round(self.parent[i].resident / 1e6) for i in chosen],
             "all": [round(total[i] / 1e6) for i in chosen],
+            "own": [round(own[i] / 1e6) for i in chosen],
         }
+
+
+def at_quantiles(values: np.ndarray) -> list[float]:
+    """Median over the tenth of a stage before each quantile."""
+    tenth = max(len(values) // 10, 1)
+    ends = [max(int(len(values) * quantile), tenth) for quantile in QUANTILES] if len(values) else []
+    return [float(np.median(values[end - tenth : end])) for end in ends]
 
 
 class Watch:
@@ -232,11 +244,11 @@ class Watch:
 
 def sample(stage: Stage, over: threading.Event) -> None:
     while not over.wait(SAMPLE_S):
-        now, parent = time.perf_counter(), resident(os.getpid())
+        now, parent = time.perf_counter(), memory_of(os.getpid())
         stage.times.append(now)
         stage.parent.append(parent)
         for pid in alive_workers():
-            if size := resident(pid):
+            if (size := memory_of(pid)).resident:
                 stage.workers[pid].append((now, size))
 
 
@@ -252,12 +264,14 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def resident(pid: int) -> int:
-    """Resident memory [bytes] of a process, pages shared with others included; 0 when it is gone."""
+def memory_of(pid: int) -> Memory:
+    """Memory of a process; nothing when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
+        _, resident, of_files, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    except (OSError, ValueError):
+        return Memory(0, 0)
+    page = os.sysconf("SC_PAGE_SIZE")
+    return Memory(resident * page, (resident - of_files) * page)
 
 
 # --- the trained planner ---------------------------------------------------------------------------------------------
