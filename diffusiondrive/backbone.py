@@ -14,6 +14,7 @@ LiDAR maps keep the orientation of the LiDAR image: row 0 is 32 m behind the ego
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -238,10 +239,45 @@ class Neck(nn.Module):
     def forward(self, coarse: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, neck_channels, *map_size), same area and orientation."""
         x = self.reduce(coarse).relu()
-        x = self.middle(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)).relu()
+        x = self.middle(resize(x, (2 * x.shape[-2], 2 * x.shape[-1]))).relu()
         return self.fine(resize(x, self.map_size)).relu()
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, pixel areas aligned (align_corners=False); (B, C, h, w) -> (B, C, *size)."""
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=False)
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    if torch.compiler.is_compiling() and x.requires_grad:
+        return Resize.apply(x, tuple(size))
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+class Resize(torch.autograd.Function):
+    """`resize` whose gradient is two matrix products instead of a scatter.
+
+    A compiler writes the gradient of an interpolation as a scatter with collisions (64 cells of a large map meet in one
+    of the small one), in half precision by sorting indices; two products with the weights are exact and fixed in order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.source = x.shape[-2:]
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows, columns), (batch, channels, height, width) = ctx.source, gradient.shape
+        cells = gradient.permute(0, 2, 3, 1)  # (B, H, W, C), as it lies in memory where maps are channels-last
+        to_columns = interpolation_weights(columns, width, gradient).T.expand(batch * height, -1, -1)
+        to_rows = interpolation_weights(rows, height, gradient).T.expand(batch, -1, -1)
+        cells = torch.bmm(to_columns, cells.reshape(batch * height, width, channels))  # (B · H, w, C)
+        cells = torch.bmm(to_rows, cells.reshape(batch, height, columns * channels))  # (B, h, w · C)
+        return cells.reshape(batch, rows, columns, channels).permute(0, 3, 1, 2), None
+
+
+def interpolation_weights(source: int, size: int, like: Tensor) -> Tensor:
+    """(size, source): how a line of `source` cells is interpolated to `size` cells, pixel areas aligned."""
+    cell = torch.arange(size, device=like.device, dtype=torch.float32)
+    position = ((cell + 0.5) * (source / size) - 0.5).clamp(0, source - 1)
+    distance = (position[:, None] - torch.arange(source, device=like.device, dtype=torch.float32)).abs()
+    return (1 - distance).clamp(min=0).to(like.dtype)

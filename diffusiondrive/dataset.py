@@ -105,13 +105,19 @@ def to_model_input(features: dict[str, Tensor], config: FeatureConfig | None = N
     }
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on the device; through pinned memory, so that the host need not wait for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def _divided(counts: Tensor, scale: float) -> Tensor:
     """8-bit integers / scale in float32, correctly rounded on every device."""
-    if counts.device.type == "cpu":
+    if counts.device.type == "cpu" and not torch.compiler.is_compiling():
         # numpy asks for huge pages; where torch allocates a full-size batch, page faults take longer than dividing.
         return torch.from_numpy(np.divide(counts.numpy(), np.float32(scale), dtype=np.float32))
-    # By a Python number, CUDA would multiply with the reciprocal and miss by one unit in the last place.
-    return counts.float() / counts.new_tensor(scale, dtype=torch.float32)
+    # By a Python number, CUDA would multiply with the reciprocal and miss by one unit in the last place. Filled on the
+    # device: a copy would wait for it.
+    return counts.float() / torch.full((), scale, device=counts.device)
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -14,15 +14,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diffusiondrive.perception import Agents
 from diffusiondrive.planner import Plan, TrainingOutputs
 from diffusiondrive.targets import UNLABELLED
+from diffusiondrive.training.assignment import assign
 from navsim_eval.errors import UserError
 
 
@@ -69,7 +68,7 @@ def planner_loss(
     anchored = outputs.anchors is not None
     labels = mode_labels(outputs.anchors, targets, config.judged) if anchored else None
     shares = mode_shares(outputs.anchors, target, config.sharing) if anchored else even_shares(outputs.logits[0])
-    scale = target.new_tensor([1.0, 1.0, config.heading])
+    scale = F.pad(target.new_ones(2), (0, 1), value=config.heading)  # made on the device: a copy would wait for it
     terms: dict[str, Tensor] = {}
     trajectory = target.new_zeros(())
     for layer, (poses, logits) in enumerate(zip(outputs.poses, outputs.logits, strict=True)):
@@ -184,10 +183,7 @@ def match_agents(logits: Tensor, boxes: Tensor, states: Tensor, labels: Tensor, 
     )
     distance = (boxes[:, :, None, :2] - states[:, None, :, :2]).abs().sum(dim=-1)
     cost = config.agent_class * classes + config.agent_box * labels[:, None, :] * distance
-    # A diverged batch must reach the guard that names its scenes, not die inside the solver.
-    tables = torch.nan_to_num(cost, nan=1e9, posinf=1e9, neginf=-1e9).cpu().numpy()
-    columns = np.stack([linear_sum_assignment(table)[1] for table in tables])
-    return torch.from_numpy(columns).to(logits.device)
+    return assign(cost)
 
 
 def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:

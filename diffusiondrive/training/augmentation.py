@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusiondrive.dataset import on_device, to_model_input
+from diffusiondrive.features import FeatureConfig
 from navsim_eval.errors import UserError
 
 
@@ -41,19 +43,25 @@ class AugmentationConfig:
 
 
 def augment(
-    features: dict[str, Tensor], tokens: Sequence[str], seed: int, config: AugmentationConfig
+    features: dict[str, Tensor],
+    tokens: Sequence[str],
+    seed: int,
+    config: AugmentationConfig,
+    features_config: FeatureConfig | None = None,
 ) -> dict[str, Tensor]:
-    """Float features of a batch (camera (B, 3, H, W), LiDAR (B, 1, N, N), status (B, 8)), disturbed copies of them.
+    """Features of a batch (camera (B, 3, H, W), LiDAR (B, 1, N, N), status (B, 8)) as disturbed float copies.
 
-    The LiDAR may be absent.
+    The LiDAR may be absent. Without any disturbance the features come back as they are, 8-bit ones too. Runs where the
+    features lie.
     """
     if not any(vars(config).values()):
         return features
+    features = to_model_input(features, features_config)
     draws = [np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(token.encode())]) for token in tokens]
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         values = np.stack([draw.uniform(low, high, shape) for draw in draws]).astype(np.float32)
-        return torch.from_numpy(values).to(features["status_feature"].device)
+        return on_device(torch.from_numpy(values), features["status_feature"].device)
 
     camera, lidar, status = (features.get(f"{name}_feature") for name in ("camera", "lidar", "status"))
     gain = 1.0 + config.camera_gain * uniform(-1, 1, 3, 1, 1)
@@ -77,4 +85,4 @@ def augment(
 def _normal(draws: Sequence[np.random.Generator], status: Tensor) -> Tensor:
     """(B, 4): one draw for the velocity and one for the acceleration of each sample."""
     pairs = np.stack([draw.standard_normal(2) for draw in draws]).astype(np.float32)
-    return torch.from_numpy(pairs.repeat(2, axis=1)).to(status.device)
+    return on_device(torch.from_numpy(pairs.repeat(2, axis=1)), status.device)

@@ -56,6 +56,8 @@ class TrainerConfig:
     largest_per_device: most samples that one process holds at once
     max_steps:          stop after so many optimiser steps whatever `epochs` says (-1: no such limit)
     accelerator, devices, nodes, strategy: as Lightning has them; "auto" takes what the machine offers
+    compile:            run forward pass and loss through torch.compile, and let cuDNN measure its algorithms; the first
+                        step then takes a minute or two
     precision:          "auto" is bf16 where the device has it, else float32
     workers:            loader processes;  validate_every_epochs: validation PDMS;  checkpoint_every_steps: last.ckpt
     max_bad_steps:      optimiser steps in a row with non-finite gradients before the run stops
@@ -69,6 +71,7 @@ class TrainerConfig:
     devices: str = "auto"
     nodes: int = 1
     strategy: str = "auto"
+    compile: bool = False
     precision: str = "auto"
     workers: int = 4
     validate_every_epochs: int = 5

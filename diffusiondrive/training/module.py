@@ -6,14 +6,14 @@ batch size, process count nor an interruption changes them. Dropout masks follow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from diffusiondrive.dataset import Sample, to_model_input
+from diffusiondrive.dataset import Sample, on_device, to_model_input
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.losses import LossConfig, planner_loss
 from diffusiondrive.noise import scene_noise, training_coin, training_draw
@@ -30,7 +30,10 @@ class PlannerModule(pl.LightningModule):
 
     features:        how the 8-bit features of a batch become the planner's input
     total_steps:     optimiser steps of the whole run;  steps_per_epoch: of one epoch
-    judge:           scores the modes of a batch; needed where `loss.judged` is not 0
+    judge:           scores the modes of a batch; needed where `loss.judged` is not 0. The evaluator runs on the CPU,
+                     so each step then waits for the device
+    compiled:        run forward pass and loss through torch.compile. Weights and checkpoints are the same; dropout
+                     draws other masks
     validation_step: returns {"tokens", "plan", "target"}, which `PdmsValidation` collects
     """
 
@@ -45,6 +48,7 @@ class PlannerModule(pl.LightningModule):
         seed: int = 0,
         augmentation: AugmentationConfig | None = None,
         judge: ModeJudge | None = None,
+        compiled: bool = False,
     ):
         super().__init__()
         self.planner, self.features = planner, features
@@ -52,6 +56,8 @@ class PlannerModule(pl.LightningModule):
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.augmentation = augmentation or AugmentationConfig()
         self.judge = judge
+        self.compiled = compiled
+        self._run: Callable[..., Any] | None = None  # made in the first step, after the averaged copy of this module
 
     def on_train_epoch_start(self) -> None:
         if self.optimizer_config.freeze_batch_norm:
@@ -61,18 +67,25 @@ class PlannerModule(pl.LightningModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         torch.manual_seed(self._dropout_seed(batch_idx))
+        terms = self.loss_terms(batch)
+        for name, value in terms.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch.token), prog_bar=name == "loss")
+        return terms["loss"]
+
+    def loss_terms(self, batch: Sample) -> dict[str, Tensor]:
+        """`losses.planner_loss` of a batch on this device. Nothing in it waits for the device, but for a judge."""
         tokens, planner = batch.token, self.planner
         levels = planner.config.schedule.train_levels
         noise, levels = training_draw(tokens, self._epoch_seed, planner.noise_shape, levels)
-        features = augment(self._input(batch), tokens, self._epoch_seed, self.augmentation)
-        human = batch.targets["trajectory"][..., :2].float()
-        outputs = planner.training_outputs(
-            features, noise.to(self.device), levels.to(self.device), human, self._of_human(tokens)
-        )
-        terms = planner_loss(outputs, self._targets(batch, outputs), self.loss_config)
-        for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), batch_size=len(tokens), prog_bar=name == "loss")
-        return terms["loss"]
+        chance = (on_device(noise, self.device), on_device(levels, self.device), self._of_human(tokens))
+        features = augment(batch.features, tokens, self._epoch_seed, self.augmentation, self.features)
+        if self._run is None:
+            work = planned if self.judge else planned_with_losses
+            self._run = torch.compile(work, dynamic=False) if self.compiled else work
+        if self.judge:
+            outputs = self._run(planner, self.features, features, batch.targets, *chance)
+            return planner_loss(outputs, self._targets(batch, outputs), self.loss_config)
+        return self._run(planner, self.features, features, batch.targets, *chance, self.loss_config)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> dict[str, Any]:
         tokens = batch.token
@@ -121,7 +134,7 @@ class PlannerModule(pl.LightningModule):
         if source == ANCHOR:
             return None
         drawn = training_coin(tokens, self._epoch_seed) if source == MIXED else torch.ones(len(tokens)).bool()
-        return drawn.to(self.device)
+        return on_device(drawn, self.device)
 
     def _input(self, batch: Sample) -> dict[str, Tensor]:
         return to_model_input(batch.features, self.features)
@@ -133,6 +146,41 @@ class PlannerModule(pl.LightningModule):
     def _dropout_seed(self, batch_idx: int) -> int:
         parts = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         return hash(parts) & 0x7FFFFFFF
+
+
+def planned(
+    planner: DiffusionDrive,
+    config: FeatureConfig,
+    features: dict[str, Tensor],
+    targets: Mapping[str, Tensor],
+    noise: Tensor,
+    levels: Tensor,
+    of_human: Tensor | None,
+) -> TrainingOutputs:
+    """A training pass: features (8 bits or float), targets and chance of a batch -> what the loss reads."""
+    human = targets["trajectory"][..., :2].float()
+    return planner.training_outputs(to_model_input(features, config), noise, levels, human, of_human)
+
+
+def planned_with_losses(
+    planner: DiffusionDrive,
+    config: FeatureConfig,
+    features: dict[str, Tensor],
+    targets: Mapping[str, Tensor],
+    noise: Tensor,
+    levels: Tensor,
+    of_human: Tensor | None,
+    loss: LossConfig,
+) -> dict[str, Tensor]:
+    """The same and its losses: one graph."""
+    return planner_loss(planned(planner, config, features, targets, noise, levels, of_human), targets, loss)
+
+
+def lay_out_for(planner: DiffusionDrive, device: torch.device) -> None:
+    """Channels-last weights and maps where the planner trains on a GPU, whose convolutions run fastest like that."""
+    if device.type == "cuda":
+        planner.perception.backbone.channels_last = True
+        planner.to(memory_format=torch.channels_last)
 
 
 def parameter_groups(planner: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ from diffusiondrive.training.callbacks import NonFiniteGuard, PdmsValidation, Th
 from diffusiondrive.training.config import TrainConfig
 from diffusiondrive.training.data import PlanningData
 from diffusiondrive.training.logger import JsonLinesLogger
-from diffusiondrive.training.module import PlannerModule
+from diffusiondrive.training.module import PlannerModule, lay_out_for
 from diffusiondrive.training.sampling import BatchPlan
 from diffusiondrive.training.validation import METRIC, ModeJudge, PdmsScorer
 from navsim_eval.dataset import SceneDataset
@@ -56,6 +56,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
     planner = build_planner(config, say)
     with quiet_lightning():
         trainer = build_trainer(config, output, pdms := validation(config, val_set, output))
+    lay_out_for(planner, trainer.strategy.root_device)
     judge = mode_judge(config, output)
     plan = batch_plan(config, trainer)
     stores = [user.caches for user in (pdms and pdms.scorer, judge) if user]
@@ -64,7 +65,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
     total = total_steps(config, steps_per_epoch)
     module = PlannerModule(
         planner, features, config.loss, config.optimizer, total, steps_per_epoch, config.seed, config.augmentation,
-        judge,
+        judge, config.trainer.compile,
     )  # fmt: skip
     trainer.accumulate_grad_batches = plan.accumulation
     if trainer.is_global_zero:
@@ -170,6 +171,7 @@ def build_trainer(config: TrainConfig, output: Path, pdms: PdmsValidation | None
         devices=int(t.devices) if t.devices.isdigit() else t.devices,
         num_nodes=t.nodes,
         strategy=t.strategy,
+        benchmark=t.compile or None,
         precision=precision(t.precision, t.accelerator),
         max_epochs=t.epochs,
         max_steps=t.max_steps,
