@@ -1,7 +1,8 @@
 """Samples a second that training is fed with, and can digest: the packed cache against pickles as published.
 
     python benchmarks/training_throughput.py data.root=data/city split=train
-    python benchmarks/training_throughput.py data.root=data/city split=train model=diffusiondrive device=cuda batch=64
+    python benchmarks/training_throughput.py data.root=data/city split=train model=diffusiondrive device=cuda \\
+        samples=512 batches=[128,256] steps=20 workers=14 repeats=0
 
 Loader: one process, one thread, full-size features (256×1024 camera, 256² LiDAR) of the same scenes, in the same
 shuffled batches, files in the page cache. Four ways: our packed cache as training reads it (8 bits), the same and then
@@ -9,60 +10,75 @@ made float32 on this core, the packed cache with JPEG cameras, and the published
 tensors for the features and one for the targets of every scene, torch's own collation). The ways take turns; the first
 reading of the packed cache compares checksums and is reported for itself. That all give the same numbers is asserted.
 
-Step: one optimiser step of the planner `model`, fed from each cache of its own feature size, cut into data wait, copy
-(to the device, and to float32), forward with losses, backward, optimiser. On CUDA ours runs in bf16 with channels-last
-weights, pinned asynchronous copies and fused AdamW, the published equivalent in fp16 with loss scaling; on the CPU both
-run in float32. Parts are timed with the device synchronised at every border; `samples/s` is measured without that.
+Step: one optimiser step of the planner `model`, fed from each cache of its own feature size, cut into data wait, copy,
+forward with losses, backward, optimiser (diffusiondrive/training/throughput.py). On CUDA ours is the compiled step of
+configs/trainer/gpu.yaml in bf16, the published equivalent eager fp16 with loss scaling, 64 samples a step and 4 loader
+processes, as released; on the CPU both run eagerly in float32 with the same batch. Then Lightning's own loop with all
+callbacks is timed at our fastest batch.
+
+Where a split has fewer scenes than `samples`, its scenes are written again and again under other names until there are
+so many, in every cache, so that reading them takes as much from disk and memory as that many scenes would.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import pickle
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import default_collate
 
 from diffusiondrive.anchors import cluster_anchors, human_plans
-from diffusiondrive.dataset import PlanningDataset, Sample, collate, to_model_input
-from diffusiondrive.feature_cache import FeatureCache, FeatureCacheConfig, RawSamples, build_feature_cache
-from diffusiondrive.features import FeatureConfig, to_float
-from diffusiondrive.losses import planner_loss
-from diffusiondrive.noise import training_draw
+from diffusiondrive.dataset import PlanningDataset, Sample, to_model_input
+from diffusiondrive.feature_cache import FeatureCache
+from diffusiondrive.features import FeatureConfig
+from diffusiondrive.losses import LossConfig
 from diffusiondrive.planner import DiffusionDrive, PlannerConfig
-from diffusiondrive.runtime.benchmark import resolve_device
+from diffusiondrive.runtime.device import resolve_device
+from diffusiondrive.runtime.roofline import measure_rates
+from diffusiondrive.training.cache_comparison import Caches
 from diffusiondrive.training.config import OptimizerConfig
-from diffusiondrive.training.module import parameter_groups
+from diffusiondrive.training.module import PlannerModule, lay_out_for
+from diffusiondrive.training.throughput import (
+    PUBLISHED_BATCH,
+    PUBLISHED_WORKERS,
+    Ours,
+    Published,
+    measure_trainer,
+    settled,
+    training_flops,
+)
 from navsim_eval.command_line import run_tool
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
-from navsim_eval.formats.maps import MapStore
 
-ROUNDS = 2  # turns of the two pipelines
-PARTS = ("data wait", "copy", "forward", "backward", "optimiser")
+OURS, PUBLISHED = "ours", "published equivalent"
+PROFILED = 3  # steps
 
 
 @dataclass
 class ThroughputConfig:
-    """samples: scenes (the first of the split);  batch: of the loader and the step;  repeats: turns of every way.
-
-    steps:   optimiser steps timed, after `warm_up` others;  0: no step
-    workers: loader processes of the step (0: in this process);  device: of the step: auto, cpu, cuda
+    """samples: of every cache; the scenes are the first of the split, repeated where it has fewer
+    repeats: turns of every way of the loader; 0: the loader is not measured by itself
+    batch:   of the loader and the step;  batches: of our step, one after the other; empty: `batch`
+    steps:   optimiser steps timed, after `warm_up` others (the first of them compiles);  0: no step
+    workers: loader processes of our step (0: in this process);  device: of the step: auto, cpu, cuda
+    compile: our step; null: on CUDA;  trainer: also time Lightning's loop
     threads: of torch in the step (0: all cores); the loader always has one
+    profile: a file for the operations that took most time in a few more steps of ours; empty: none
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -70,115 +86,56 @@ class ThroughputConfig:
     split: str = "train"
     samples: int = 200
     batch: int = 16
+    batches: list[int] = field(default_factory=list)
     repeats: int = 5
     steps: int = 8
     warm_up: int = 2
     workers: int = 0
     device: str = "auto"
+    compile: bool | None = None
+    trainer: bool = True
     threads: int = 0
     seed: int = 0
+    profile: str = ""
     output: str = "benchmarks/results/training_throughput.json"
 
 
 def main(config: ThroughputConfig) -> None:
     scenes = SceneDataset.from_config(config.data, config.split, max_scenes=config.samples)
-    result = {"split": config.split, "batch": config.batch, "environment": describe_environment()}
+    result: dict[str, Any] = {"split": config.split, "environment": describe_environment()}
+    result |= {"scenes": len(scenes), "samples": config.samples}
+    own, full = FeatureConfig.for_planner(config.model), FeatureConfig()
     with tempfile.TemporaryDirectory() as folder:
-        caches = Caches.build(Path(folder) / "full", scenes, config, FeatureConfig())
-        result["samples"] = len(caches.packed)
-        result["loader"] = measure_loaders(caches, config)
-        show(result["loader"], "loader, one core")
+        caches = None
+        if config.repeats:
+            caches = build_caches(Path(folder) / "full", scenes, config, full)
+            result["loader"] = measure_loaders(caches, config)
+            show(result["loader"], f"loader, one core, batch {config.batch}")
         if config.steps:
-            features = FeatureConfig.for_planner(config.model)
-            own = (
-                caches
-                if features == caches.packed.features
-                else Caches.build(Path(folder) / "own", scenes, config, features)
-            )
-            result["step"] = measure_steps(own, scenes, config)
+            if caches is None or own != full:
+                caches = build_caches(Path(folder) / "own", scenes, config, own)
+            result["step"] = measure_steps(caches, scenes, config, Path(folder))
             show(result["step"]["rows"], f"step, {config.model.name} on {result['step']['device']}")
+            print(json.dumps({name: value for name, value in result["step"].items() if name != "rows"}, indent=1))
     atomic_write(config.output, json.dumps(result, indent=1) + "\n")
     print(f"written: {config.output}")
+
+
+def build_caches(folder: Path, scenes: SceneDataset, config: ThroughputConfig, features: FeatureConfig) -> Caches:
+    caches = Caches.build(folder, config.data, scenes, config.samples, features, jpeg=config.repeats > 0)
+    if len(caches.packed) < config.batch:
+        raise UserError(f"samples: {len(caches.packed)} readable ones are fewer than one batch of {config.batch}")
+    return caches
 
 
 def show(rows: dict[str, dict[str, float]], title: str) -> None:
     columns = list(next(iter(rows.values())))
     table = Table(title, *columns)
     for name, row in rows.items():
-        table.add_row(
-            name, *(f"{row[column]:.3g}" if row[column] < 1000 else f"{row[column]:.0f}" for column in columns)
-        )
+        table.add_row(name, *(f"{x:.3g}" if x < 1000 else f"{x:.0f}" for x in (row[column] for column in columns)))
     console = Console()
     console.width = max(console.width, 130)
     console.print(table)
-
-
-# --- the caches ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Caches:
-    """The same scenes three times: packed without loss, packed with JPEG cameras, pickled as published."""
-
-    packed: PlanningDataset
-    jpeg: PlanningDataset
-    pickles: PickleDataset
-    megabytes: dict[str, float]
-
-    @staticmethod
-    def build(folder: Path, scenes: SceneDataset, config: ThroughputConfig, features: FeatureConfig) -> Caches:
-        maps = MapStore(config.data.maps, config.data.map_version)
-        for name, codec in (("packed", "lossless"), ("jpeg", "jpeg")):
-            kind = FeatureCacheConfig(features=features, camera_codec=codec)
-            raw = RawSamples(scenes, maps, kind.features, kind.targets)
-            print(f"building: {build_feature_cache(folder / name, raw, config.split, kind)}", file=sys.stderr)
-        packed = FeatureCache(folder / "packed")
-        if len(packed) < config.batch:
-            raise UserError(f"samples: {len(packed)} readable scenes are fewer than one batch of {config.batch}")
-        pickles = PickleDataset.write(folder / "pickles", packed, scenes)
-        megabytes = {
-            name: sum(path.stat().st_size for path in (folder / name).rglob("*.*")) / len(packed) / 1e6
-            for name in ("packed", "jpeg", "pickles")
-        }
-        jpeg = FeatureCache(folder / "jpeg")
-        return Caches(PlanningDataset(packed), PlanningDataset(jpeg), pickles, megabytes)
-
-
-class PickleDataset(Dataset):
-    """The published training cache: <folder>/<log>/<token>/transfuser_{feature,target}.gz, each a gzip stream (level 1)
-    of a pickled dict of tensors, camera and LiDAR as float32. Only files that this script wrote are unpickled."""
-
-    def __init__(self, folders: list[Path]):
-        self.folders = folders
-
-    @classmethod
-    def write(cls, folder: Path, cache: FeatureCache, scenes: SceneDataset) -> PickleDataset:
-        folders = []
-        for token in cache.tokens:
-            features, targets = cache[token]
-            folders.append(folder / scenes.log_of(token) / token)
-            folders[-1].mkdir(parents=True)
-            tensors = {name: torch.tensor(array) for name, array in to_float(features, cache.features).items()}
-            cls._dump(folders[-1] / "transfuser_feature.gz", tensors)
-            labels = {name: torch.tensor(array) for name, array in targets.items()}
-            labels["bev_semantic_map"] = labels["bev_semantic_map"].float()
-            cls._dump(folders[-1] / "transfuser_target.gz", labels)
-        return cls(folders)
-
-    @staticmethod
-    def _dump(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        with gzip.open(path, "wb", compresslevel=1) as file:
-            pickle.dump(tensors, file)
-
-    def __len__(self) -> int:
-        return len(self.folders)
-
-    def __getitem__(self, index: int) -> tuple[dict, dict, str]:
-        parts = []
-        for name in ("transfuser_feature", "transfuser_target"):
-            with gzip.open(self.folders[index] / f"{name}.gz", "rb") as file:
-                parts.append(pickle.load(file))
-        return *parts, self.folders[index].name
 
 
 # --- the loader ------------------------------------------------------------------------------------------------------
@@ -251,113 +208,70 @@ def assert_equal(ours: Sample, published: list, features: FeatureConfig) -> None
 # --- the step --------------------------------------------------------------------------------------------------------
 
 
-def measure_steps(caches: Caches, scenes: SceneDataset, config: ThroughputConfig) -> dict[str, object]:
-    """Milliseconds of each part of a step, and samples a second, for both pipelines."""
+def measure_steps(caches: Caches, scenes: SceneDataset, config: ThroughputConfig, folder: Path) -> dict[str, Any]:
+    """Both pipelines one after the other, then the trainer at our fastest batch."""
     device = resolve_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
+    cuda, flops = device.type == "cuda", training_flops(config.model)
+    compiled = cuda if config.compile is None else config.compile
     anchors = torch.from_numpy(cluster_anchors(human_plans(scenes).trajectories, config.model.modes, config.seed))
-    pipelines = {}
-    for name, published in (("ours", False), ("published equivalent", True)):
-        torch.manual_seed(config.seed)
-        planner = DiffusionDrive(config.model, anchors).to(device).train()
-        pipelines[name] = Step(planner, caches, published, device, config)
-    parts: dict[str, list[dict[str, float]]] = {name: [] for name in pipelines}
-    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
-    for _ in range(ROUNDS):
-        for name, step in pipelines.items():
-            parts[name] += step.run(split=True)
-            if device.type == "cuda":  # what takes place when nobody waits at the borders
-                seconds[name] += [sum(times.values()) for times in step.run(split=False)]
-    rows = {}
-    for name in pipelines:
-        per_step = {part: statistics.median(times[part] for times in parts[name]) * 1e3 for part in PARTS}
-        durations = seconds[name] or [sum(times.values()) for times in parts[name]]
-        rows[name] = {
-            "samples/s": config.batch / statistics.fmean(durations),
-            **{f"{part} ms": value for part, value in per_step.items()},
-            "data wait %": 100 * per_step["data wait"] / sum(per_step.values()),
-        }
-    arithmetic = {"ours": "bf16", "published equivalent": "fp16"} if device.type == "cuda" else "float32"
-    return {"device": str(device), "threads": torch.get_num_threads(), "arithmetic": arithmetic, "rows": rows}
+    other = (PUBLISHED_BATCH, PUBLISHED_WORKERS) if cuda else (config.batch, config.workers)
+    rates = measure_rates(device, "bf16" if cuda else "float32")
+
+    torch.manual_seed(config.seed)
+    planner = DiffusionDrive(config.model, anchors).to(device).train()
+    warm_up = settled(config.warm_up, other[1])
+    published = Published(planner, caches.pickles, *other, warm_up + config.steps, device)
+    base = published.run(warm_up, config.steps)
+    rows = {PUBLISHED: base.row(flops) | {"times": 1.0}}
+    del published, planner
+
+    planner = DiffusionDrive(config.model, anchors).to(device).train()
+    lay_out_for(planner, device)
+    warm_up = settled(config.warm_up, config.workers)
+    total = warm_up + config.steps
+    module = PlannerModule(
+        planner, caches.packed.features, LossConfig(), OptimizerConfig(), total, total, config.seed, compiled=compiled
+    ).to(device)
+    speeds: dict[int, float] = {}
+    for batch in config.batches or [config.batch]:
+        loop = Ours(module, caches.packed, batch, config.workers, total + PROFILED, device)
+        try:
+            timing = loop.run(warm_up, config.steps)
+        except torch.cuda.OutOfMemoryError:
+            print(f"batch {batch}: out of memory", file=sys.stderr)
+            continue
+        speeds[batch] = timing.samples_per_s
+        rows[f"{OURS}, batch {batch}"] = timing.row(flops) | {"times": timing.samples_per_s / base.samples_per_s}
+        print(f"batch {batch}: {timing.samples_per_s:.0f} samples/s", file=sys.stderr)
+        if config.profile:
+            write_profile(loop, Path(config.profile), batch)
+    del loop
+    if not speeds:
+        raise UserError(f"batches: none of {config.batches or [config.batch]} fits into the device's memory")
+    best = max(speeds, key=speeds.get)
+    trainer = {}
+    if config.trainer:
+        watched = measure_trainer(module, caches.packed, best, config.workers, warm_up, config.steps, folder / "run")
+        trainer = {"trainer": watched | {"times": watched["samples/s"] / base.samples_per_s}}
+    return {
+        "device": str(device), "threads": torch.get_num_threads(), "workers": config.workers, "compiled": compiled,
+        "arithmetic": {OURS: "bf16", PUBLISHED: "fp16"} if cuda else "float32",
+        "gflop_a_sample": flops / 1e9, "matrix_tflop_s": rates.flops / 1e12, "copy_gb_s": rates.bytes / 1e9,
+        "share_of_matrix_rate": flops * speeds[best] / rates.flops, **trainer, "rows": rows,
+    }  # fmt: skip
 
 
-class Step:
-    """A training loop reduced to what takes time. published: pickles, default collation, eager fp16 on CUDA."""
-
-    def __init__(
-        self, planner: DiffusionDrive, caches: Caches, published: bool, device: torch.device, config: ThroughputConfig
-    ):
-        self.planner, self.published, self.device, self.config = planner, published, device, config
-        self.cuda, self.features = device.type == "cuda", caches.packed.features
-        if self.cuda and not published:
-            planner.to(memory_format=torch.channels_last)
-        groups = parameter_groups(planner, OptimizerConfig())
-        self.optimizer = torch.optim.AdamW(groups, fused=(self.cuda and not published) or None)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.cuda and published)
-        self.loader = DataLoader(
-            caches.pickles if published else caches.packed,
-            batch_size=config.batch,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(config.seed),
-            drop_last=True,
-            collate_fn=default_collate if published else collate,
-            num_workers=config.workers,
-            pin_memory=self.cuda,
-            persistent_workers=config.workers > 0,
-        )
-
-    def run(self, split: bool) -> list[dict[str, float]]:
-        """Seconds of every part of `steps` steps, after `warm_up` others. split: synchronise at every border.
-
-        Without that, the last part of the last step waits for the device, so that only sums mean something.
-        """
-        steps = []
-        batches = self._batches()
-        total = self.config.warm_up + self.config.steps
-        for number in range(total):
-            marks = [time.perf_counter()]
-
-            def mark(marks: list[float] = marks, number: int = number) -> None:
-                if self.cuda and (split or (number == total - 1 and len(marks) == len(PARTS))):
-                    torch.cuda.synchronize()
-                marks.append(time.perf_counter())
-
-            self._one(next(batches), mark)
-            if number >= self.config.warm_up:
-                ends = zip(PARTS, marks, marks[1:], strict=False)
-                steps.append({part: end - begin for part, begin, end in ends})
-            elif self.cuda:
-                torch.cuda.synchronize()
-        return steps
-
-    def _batches(self) -> Iterator:
-        while True:
-            yield from self.loader
-
-    def _one(self, batch: tuple, mark: Callable[[], None]) -> None:
-        mark()  # the batch has just come
-        features, targets, tokens = batch
-        features, targets = (
-            {n: v.to(self.device, non_blocking=True) for n, v in d.items()} for d in (features, targets)
-        )
-        noise, levels = training_draw(
-            tokens, self.config.seed, self.planner.noise_shape, self.planner.config.schedule.train_levels
-        )
-        noise, levels = noise.to(self.device), levels.to(self.device)
-        features = to_model_input(features, self.features)  # float features of the published pipeline pass through
-        mark()
-        half = torch.float16 if self.published else torch.bfloat16
-        with torch.autocast(self.device.type, half, enabled=self.cuda):
-            outputs = self.planner.training_outputs(features, noise, levels)
-            loss = planner_loss(outputs, targets)["loss"]
-        mark()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        mark()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        mark()
+def write_profile(loop: Ours, path: Path, batch: int) -> None:
+    """The operations and kernels that a few more steps spend most time in."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if loop.cuda else [])]
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(PROFILED):
+            loop.step()
+    key = "self_device_time_total" if loop.cuda else "self_cpu_time_total"
+    table = profile.key_averages().table(sort_by=key, row_limit=60, max_name_column_width=90)
+    atomic_write(path.with_stem(f"{path.stem}_{batch}"), table + "\n")
 
 
 if __name__ == "__main__":

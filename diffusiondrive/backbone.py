@@ -170,8 +170,8 @@ class Fusion(nn.Module):
     def pooled_tokens(self, image: Tensor, lidar: Tensor) -> Tensor:
         """Cells of both pooled maps, image first, learned positions added: (B, tokens, C)."""
         pooled = (
-            F.adaptive_avg_pool2d(image, self.image_grid),
-            self.lidar_in(F.adaptive_avg_pool2d(lidar, self.lidar_grid)),
+            pool(image, self.image_grid),
+            self.lidar_in(pool(lidar, self.lidar_grid)),
         )
         tokens = torch.cat([cells.flatten(2).transpose(1, 2) for cells in pooled], dim=1)
         return self.dropout(tokens + self.positions)
@@ -241,6 +241,13 @@ class Neck(nn.Module):
         x = self.reduce(coarse).relu()
         x = self.middle(resize(x, (2 * x.shape[-2], 2 * x.shape[-1]))).relu()
         return self.fine(resize(x, self.map_size)).relu()
+
+
+def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Means over equal rectangles; (B, C, H, W) -> (B, C, *grid), of which H and W are multiples."""
+    if torch.compiler.is_compiling() and x.requires_grad:  # the gradient of this a compiler can fuse
+        return x.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1)).mean((3, 5))
+    return F.adaptive_avg_pool2d(x, grid)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

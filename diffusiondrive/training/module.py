@@ -59,6 +59,10 @@ class PlannerModule(pl.LightningModule):
         self.compiled = compiled
         self._run: Callable[..., Any] | None = None  # made in the first step, after the averaged copy of this module
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies (of the weight averaging) start without the compiled step, which holds on to this module's planner."""
+        return {**super().__getstate__(), "_run": None}
+
     def on_train_epoch_start(self) -> None:
         if self.optimizer_config.freeze_batch_norm:
             for module in self.planner.modules():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from diffusiondrive.training.throughput import PARTS
 from diffusiondrive.variants import tiny
 from navsim_eval.config import DataConfig
 from navsim_eval.own_data import Recording, write_recordings
@@ -33,6 +34,7 @@ def test_both_pipelines_are_measured(data: DataConfig, tmp_path: Path, device: s
     config = benchmark.ThroughputConfig(
         data=data,
         model=tiny(),
+        samples=20,
         batch=4,
         repeats=1,
         steps=2,
@@ -42,9 +44,12 @@ def test_both_pipelines_are_measured(data: DataConfig, tmp_path: Path, device: s
     )
     benchmark.main(config)
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["samples"] == 16 and result["step"]["device"].startswith(device)
+    assert (result["scenes"], result["samples"]) == (16, 20) and result["step"]["device"].startswith(device)
     loader = result["loader"]
     assert loader["pickles, as published"]["times the pickles"] == 1
     assert loader["packed, 8 bits"]["samples/s"] > 3 * loader["pickles, as published"]["samples/s"]
-    for row in result["step"]["rows"].values():
-        assert all(row[f"{part} ms"] > 0 for part in benchmark.PARTS) and 0 < row["data wait %"] < 100
+    rows = result["step"]["rows"]
+    assert set(rows) == {"published equivalent", "ours, batch 4"}
+    for row in rows.values():
+        assert all(row[f"{part} ms"] > 0 for part in PARTS) and 0 < row["data wait %"] < 100
+    assert result["step"]["trainer"]["samples/s"] > 0 and result["step"]["share_of_matrix_rate"] > 0
