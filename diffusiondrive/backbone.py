@@ -245,9 +245,25 @@ class Neck(nn.Module):
 
 def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Means over equal rectangles; (B, C, H, W) -> (B, C, *grid), of which H and W are multiples."""
-    if torch.compiler.is_compiling() and x.requires_grad:  # the gradient of this a compiler can fuse
-        return x.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1)).mean((3, 5))
+    if torch.compiler.is_compiling() and x.requires_grad:
+        return Pool.apply(x, tuple(grid))
     return F.adaptive_avg_pool2d(x, grid)
+
+
+class Pool(torch.autograd.Function):
+    """`pool` whose gradient a compiler can merge with what follows; torch's own is a kernel of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        ctx.window = x.shape[-2] // grid[0], x.shape[-1] // grid[1]
+        return F.adaptive_avg_pool2d(x, grid)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (height, width), (batch, channels, rows, columns) = ctx.window, gradient.shape
+        share = (gradient / (height * width))[:, :, :, None, :, None]
+        share = share.expand(-1, -1, -1, height, -1, width)
+        return share.reshape(batch, channels, rows * height, columns * width), None
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
