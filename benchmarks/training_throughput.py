@@ -266,6 +266,7 @@ def measure_steps(caches: Caches, scenes: SceneDataset, config: ThroughputConfig
 def write_profile(loop: Ours, path: Path, batch: int) -> None:
     """The operations and kernels that a few more steps spend most time in."""
     kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if loop.cuda else [])]
+    torch.backends.cudnn.benchmark = loop.benchmark
     with torch.profiler.profile(activities=kinds) as profile:
         for _ in range(PROFILED):
             loop.step()

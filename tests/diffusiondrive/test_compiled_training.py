@@ -252,4 +252,4 @@ def test_a_step_on_the_device_learns_and_nobody_waits(compiled: bool) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     values = torch.stack(seen).float().cpu().numpy()
-    assert np.isfinite(values).all() and values[-3:].mean() < 0.9 * values[:3].mean()
+    assert np.isfinite(values).all() and values[-3:].mean() < 0.98 * values[:3].mean()
