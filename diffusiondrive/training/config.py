@@ -59,7 +59,9 @@ class TrainerConfig:
     compile:            run forward pass and loss through torch.compile, and let cuDNN measure its algorithms; the first
                         step then takes a minute or two
     precision:          "auto" is bf16 where the device has it, else float32
-    workers:            loader processes;  validate_every_epochs: validation PDMS;  checkpoint_every_steps: last.ckpt
+    workers:            loader processes;  judge_workers: processes that score modes for `loss.judged` (0: the training
+                        process itself), for GPUs, which would wait for one core
+    validate_every_epochs: validation PDMS;  checkpoint_every_steps: last.ckpt
     max_bad_steps:      optimiser steps in a row with non-finite gradients before the run stops
     """
 
@@ -74,6 +76,7 @@ class TrainerConfig:
     compile: bool = False
     precision: str = "auto"
     workers: int = 4
+    judge_workers: int = 0
     validate_every_epochs: int = 5
     checkpoint_every_steps: int = 200
     log_every_steps: int = 10

@@ -21,8 +21,8 @@ from diffusiondrive.planner import DiffusionDrive, Plan, TrainingOutputs
 from diffusiondrive.schedule import ANCHOR, MIXED
 from diffusiondrive.training.augmentation import AugmentationConfig, augment
 from diffusiondrive.training.config import OptimizerConfig
+from diffusiondrive.training.judge import ModeJudge
 from diffusiondrive.training.learning_rate import published_epoch_rate, warmup_cosine
-from diffusiondrive.training.validation import ModeJudge
 
 
 class PlannerModule(pl.LightningModule):

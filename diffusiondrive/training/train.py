@@ -34,10 +34,11 @@ from diffusiondrive.planner import DiffusionDrive
 from diffusiondrive.training.callbacks import NonFiniteGuard, PdmsValidation, Throughput, WeightEma
 from diffusiondrive.training.config import TrainConfig
 from diffusiondrive.training.data import PlanningData
+from diffusiondrive.training.judge import ModeJudge
 from diffusiondrive.training.logger import JsonLinesLogger
 from diffusiondrive.training.module import PlannerModule, lay_out_for
 from diffusiondrive.training.sampling import BatchPlan
-from diffusiondrive.training.validation import METRIC, ModeJudge, PdmsScorer
+from diffusiondrive.training.validation import METRIC, PdmsScorer
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
@@ -72,8 +73,12 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
         write_description(config, output)
         say(f"{len(train_set)} training scenes; {plan}; {steps_per_epoch} steps an epoch, {total} in all")
         say(f"continuing {resume}" if resume else f"starting in {output}")
-    with quiet_lightning():
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    try:
+        with quiet_lightning():
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    finally:
+        if judge:
+            judge.close()
     if trainer.is_global_zero and not (output / "planner" / "config.json").exists():
         planner.save_pretrained(output / "planner", {"step": trainer.global_step})
     return output / "planner"
@@ -144,7 +149,8 @@ def mode_judge(config: TrainConfig, output: Path) -> ModeJudge | None:
     """Scores the modes of training scenes, where the loss asks for it."""
     if config.loss.judged == 0 or not config.model.anchored:
         return None
-    return ModeJudge(metric_caches(config, config.split, config.metrics or output / "train_metrics"))
+    caches = metric_caches(config, config.split, config.metrics or output / "train_metrics")
+    return ModeJudge(caches, config.trainer.judge_workers)
 
 
 def metric_caches(config: TrainConfig, split: str, folder: Path | str) -> MetricCaches:

@@ -1,4 +1,4 @@
-"""The evaluator inside training: PDMS of validation plans, and of the modes that a training batch proposes."""
+"""The evaluator inside training: PDMS of validation plans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from navsim_eval import score
 from navsim_eval.metric_caches import MetricCaches
-from navsim_eval.metrics.scene_batch import PreparedScene, prepare
 
 METRIC = "pdms_v1"
 
@@ -36,24 +35,3 @@ class PdmsScorer:
         columns = {**table.columns, "pdms": table.columns["score"]}
         sums = [columns[name][table.valid].sum() for name in self.columns]
         return np.array([*sums, table.valid.sum()], np.float64)
-
-
-class ModeJudge:
-    """PDMS of every mode of training scenes, for labels (see `LossConfig.judged`).
-
-    Scenes are prepared for scoring when they are first met and then kept.
-    """
-
-    def __init__(self, caches: MetricCaches):
-        self.caches = caches
-        self._prepared: dict[str, PreparedScene] = {}
-
-    def scores(self, tokens: Sequence[str], poses: np.ndarray) -> np.ndarray:
-        """tokens (B,), poses (B, M, T, 3) in the ego frame → (B, M) in [0, 1]; 0 where a mode cannot be scored."""
-        table = score([self._scene(token) for token in tokens], poses, metric=METRIC)
-        return np.nan_to_num(table.columns["score"]).reshape(poses.shape[:2])
-
-    def _scene(self, token: str) -> PreparedScene:
-        if token not in self._prepared:
-            self._prepared[token] = prepare(self.caches[token])
-        return self._prepared[token]

@@ -25,7 +25,7 @@ class LocalPool:
 
     def __init__(self, answering: Answering, workers: int):
         self.answering, self.limit = answering, workers
-        self.workers: list[_Worker] = []
+        self.workers: list[Worker] = []
 
     def run(self, backlog: Backlog, progress: Callable[[int], None] | None) -> Iterator[Outcome]:
         """Work the backlog off; outcomes in order."""
@@ -44,30 +44,27 @@ class LocalPool:
             for worker in self.workers:
                 worker.stop()
 
-    def _busy(self) -> list[_Worker]:
+    def _busy(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.chunk is not None]
 
-    def _idle(self) -> _Worker:
+    def _idle(self) -> Worker:
         for worker in self.workers:
             if worker.chunk is None:
                 return worker
-        self.workers.append(_Worker(self.answering))
+        self.workers.append(Worker(self.answering))
         return self.workers[-1]
 
-    def _collect(self, worker: _Worker, backlog: Backlog) -> int:
+    def _collect(self, worker: Worker, backlog: Backlog) -> int:
         """Pass on the answers of a worker, or give up a dead one; the number of items settled."""
         chunk, answers = worker.chunk, worker.take()
         worker.chunk = None
         if answers is not None:
             return backlog.settle(chunk, answers)
         self.workers.remove(worker)
-        worker.process.join(5)
-        reason = _exit_reason(worker.process.exitcode)
-        worker.stop()
-        return backlog.lost(chunk, reason)
+        return backlog.lost(chunk, worker.farewell())
 
 
-class _Worker:
+class Worker:
     """A process that answers every list of items with a list of (value, error)."""
 
     def __init__(self, answering: Answering):
@@ -92,6 +89,13 @@ class _Worker:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
             return None
+
+    def farewell(self) -> str:
+        """Why it died; clears it away."""
+        self.process.join(5)
+        reason = _exit_reason(self.process.exitcode)
+        self.stop()
+        return reason
 
     def stop(self) -> None:
         self.connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
@@ -18,10 +19,11 @@ from diffusiondrive.losses import LossConfig
 from diffusiondrive.schedule import ScheduleConfig
 from diffusiondrive.training.config import OptimizerConfig, TrainConfig, TrainerConfig
 from diffusiondrive.training.data import PlanningData
+from diffusiondrive.training.judge import ModeJudge
 from diffusiondrive.training.logger import read_metrics
 from diffusiondrive.training.module import parameter_groups
 from diffusiondrive.training.train import train, write_description
-from diffusiondrive.training.validation import METRIC, ModeJudge
+from diffusiondrive.training.validation import METRIC
 from diffusiondrive.variants import tiny
 from navsim_eval import score
 from navsim_eval.dataset import SceneDataset
@@ -249,6 +251,23 @@ def test_the_judge_scores_every_mode_as_the_evaluator_does(world, tmp_path) -> N
             alone = score([caches[token]], modes[row : row + 1, mode : mode + 1], metric=METRIC).columns["score"]
             assert judged[row, mode] == pytest.approx(alone.item(), abs=1e-12)
     assert (judged[:, 3] == 0).all() and judged[:, 0].min() > judged[:, 1].max()
+
+
+def test_judges_in_processes_give_what_one_gives(world, tmp_path) -> None:
+    dataset = SceneDataset.from_config(world.data, "train")
+    caches = MetricCaches(world.data, dataset, METRIC, tmp_path / "cache")
+    tokens = list(dataset.tokens[:5])
+    human = np.stack([dataset[token].human_trajectory(8) for token in tokens])
+    modes = np.stack([human, human * np.array([1.0, -3.0, 1.0])], axis=1)
+    alone, judge = ModeJudge(caches).scores(tokens, modes), ModeJudge(caches, workers=2)
+    try:
+        np.testing.assert_array_equal(judge.scores(tokens, modes), alone)
+        np.testing.assert_array_equal(judge.scores(tokens[::-1], modes[::-1]), alone[::-1])  # each scene at its home
+        copy.deepcopy(judge).close()  # Lightning copies the module with all it holds
+        with pytest.raises(RuntimeError, match="nowhere"):
+            judge.scores(["nowhere"], modes[:1])
+    finally:
+        judge.close()
 
 
 def test_labels_of_the_evaluator_enter_the_training(world, anchors, tmp_path) -> None:
