@@ -11,6 +11,7 @@ import pytest
 
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import run_jobs
+from navsim_eval.executor.standing import StandingWorkers
 from tests.navsim_eval.jobs import KillOnce, kill_on_five
 
 
@@ -131,3 +132,30 @@ def test_no_items_and_bad_arguments():
     assert list(run_jobs(square, [], workers=2)) == []
     with pytest.raises(UserError, match="workers=-1"):
         list(run_jobs(square, [1], workers=-1))
+
+
+class Notes:
+    """Keeps what it was given; where it is given 9, its process dies."""
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+
+    def __call__(self, x: int) -> list[int]:
+        if x == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.kept.append(10 // x)
+        return self.kept
+
+
+def test_standing_workers_keep_what_is_theirs() -> None:
+    workers = StandingWorkers(Notes(), 2)
+    try:
+        assert workers({0: 1, 1: 2}) == {0: [10], 1: [5]}
+        assert workers({1: 5}) == {1: [5, 2]} and workers({0: 2}) == {0: [10, 5]}
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            workers({0: 0, 1: 1})
+        assert workers({1: 10}) == {1: [5, 2, 10, 1]}
+        with pytest.raises(RuntimeError, match=r"worker process 0 of 2 died \(SIGKILL\)"):
+            workers({0: 9})
+    finally:
+        workers.close()
