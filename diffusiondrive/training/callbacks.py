@@ -175,6 +175,14 @@ class WeightEma(WeightAveraging):
         model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Averages live where the planner will be trained.
+
+        Lightning would put them where it still is now, on the CPU, and copy all weights there every step.
+        """
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
 
 class PdmsValidation(pl.Callback):
     """Scores the validation plans, logs `val/pdms` and its sub-scores, and publishes the best planner so far.

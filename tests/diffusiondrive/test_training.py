@@ -9,14 +9,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from diffusiondrive import DiffusionDrive
 from diffusiondrive.losses import LossConfig
 from diffusiondrive.schedule import ScheduleConfig
+from diffusiondrive.training.callbacks import WeightEma
 from diffusiondrive.training.config import OptimizerConfig, TrainConfig, TrainerConfig
 from diffusiondrive.training.data import PlanningData
 from diffusiondrive.training.judge import ModeJudge
@@ -95,6 +98,16 @@ def test_a_run_leaves_everything_that_is_needed_to_understand_and_use_it(world, 
     assert {"last.ckpt", "best.ckpt", "tensorboard"} <= {path.name for path in tmp_path.iterdir()}
     planner = DiffusionDrive.from_pretrained(folder)
     np.testing.assert_array_equal(planner.initial.anchors.numpy(), np.load(anchors))
+
+
+def test_averages_live_where_the_planner_will_be_trained() -> None:
+    """When Lightning sets callbacks up, the planner is on the CPU still; averages left there cost a copy a step."""
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    averaging = WeightEma(0.9)
+    module = pl.LightningModule()
+    module.layer = torch.nn.Linear(2, 2)
+    averaging.setup(trainer, module, "fit")
+    assert averaging._average_model.module.layer.weight.device.type == "meta"
 
 
 KILLED = """
