@@ -2,7 +2,7 @@
 
     python benchmarks/paper_table.py data.root=/data/city5000 data.maps=/data/city5000/maps parallel=2
     python benchmarks/paper_table.py data=navsim variant= features=diffusiondrive train_split=navtrain \\
-        val_split=navval test_split=navtest 'train=[trainer=gpu,optimizer=gpu,loss=published]'
+        val_split=navval test_split=navtest "train=['trainer=gpu','optimizer=gpu','loss=published']"
 
 Trains every row under every seed with the same trunk, data, steps and losses, evaluates the best epochs on a city that
 no training saw, and prints the table, its figure, and the paper's claims with verdicts, whichever way they go. Human
