@@ -61,7 +61,8 @@ class TrainerConfig:
     precision:          "auto" is bf16 where the device has it, else float32
     workers:            loader processes;  judge_workers: processes that score modes for `loss.judged` (0: the training
                         process itself), for GPUs, which would wait for one core
-    validate_every_epochs: validation PDMS;  checkpoint_every_steps: last.ckpt
+    validate_every_epochs: validation PDMS;  checkpoint_every_steps, checkpoint_every_epochs: last.ckpt (1 GB at full
+                        size), whichever comes first
     max_bad_steps:      optimiser steps in a row with non-finite gradients before the run stops
     """
 
@@ -79,6 +80,7 @@ class TrainerConfig:
     judge_workers: int = 0
     validate_every_epochs: int = 5
     checkpoint_every_steps: int = 200
+    checkpoint_every_epochs: int = 1
     log_every_steps: int = 10
     max_bad_steps: int = 10
     progress_bar: bool = True

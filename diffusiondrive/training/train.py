@@ -170,7 +170,8 @@ def build_trainer(config: TrainConfig, output: Path, pdms: PdmsValidation | None
     if config.optimizer.ema_decay:
         callbacks.append(WeightEma(config.optimizer.ema_decay))
     callbacks.append(_checkpoints(output, "last", every_n_train_steps=t.checkpoint_every_steps))
-    callbacks.append(_checkpoints(output, "last", every_n_epochs=1, save_on_train_epoch_end=True))
+    epochs = t.checkpoint_every_epochs
+    callbacks.append(_checkpoints(output, "last", every_n_epochs=epochs, save_on_train_epoch_end=True))
     return pl.Trainer(
         default_root_dir=output,
         accelerator=t.accelerator,
