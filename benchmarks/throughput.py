@@ -3,7 +3,8 @@
     python benchmarks/throughput.py planner=checkpoints/city_nano batches=[1,2,4,8,16]
     python benchmarks/throughput.py planner=random:diffusiondrive backend=cudagraph device=cuda precision=bf16
 
-Model features in host memory to plans in host memory, random features in rotation. On a GPU each planner of the second
+Model features (float32) in host memory, or with inputs=device already on the device, to plans in host memory; random
+features in rotation. On a GPU each planner of the second
 part has a stream and a thread of its own; on a CPU the planners share the cores. Writes JSON with the environment.
 """
 
@@ -30,6 +31,7 @@ from diffusiondrive.runtime.benchmark import load
 from diffusiondrive.runtime.runtime import random_features
 from navsim_eval.command_line import run_tool
 from navsim_eval.environment import describe_environment
+from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
 
 FRAMES = 4
@@ -38,7 +40,7 @@ FRAMES = 4
 @dataclass
 class ThroughputConfig:
     """batches: sizes of the curve;  planners: how many planners at once in the second part, batch 1 each;
-    calls: timed calls of each point, after `warmup` untimed ones."""
+    calls: timed calls of each point, after `warmup` untimed ones;  inputs: where features lie, host or device."""
 
     planner: str = "checkpoints/city_nano"
     backend: str = "eager"
@@ -49,8 +51,13 @@ class ThroughputConfig:
     calls: int = 20
     warmup: int = 3
     threads: int = 2
+    inputs: str = "host"
     seed: int = 0
     output: str = "benchmarks/results/throughput.json"
+
+    def __post_init__(self) -> None:
+        if self.inputs not in ("host", "device"):
+            raise UserError(f"inputs: '{self.inputs}' is neither host nor device")
 
 
 def main(config: ThroughputConfig) -> None:
@@ -62,6 +69,7 @@ def main(config: ThroughputConfig) -> None:
         "planner": config.planner,
         "backend": config.backend,
         "precision": config.precision,
+        "inputs": config.inputs,
         "threads": config.threads,
         "batches": curve,
         "planners": together,
@@ -119,6 +127,8 @@ def caller(runtime: Runtime, config: ThroughputConfig) -> Callable[[], Any]:
         torch.cuda.reset_peak_memory_stats(runtime.device)
     generator = torch.Generator().manual_seed(config.seed)
     frames = [random_features(runtime.planner, runtime.batch, generator) for _ in range(FRAMES)]
+    if config.inputs == "device":
+        frames = [{name: x.to(runtime.device) for name, x in frame.items()} for frame in frames]
     numbers = iter(range(sys.maxsize))
 
     def step() -> Any:

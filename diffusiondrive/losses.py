@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusiondrive.assignment import assign
 from diffusiondrive.perception import Agents
 from diffusiondrive.planner import Plan, TrainingOutputs
 from diffusiondrive.targets import UNLABELLED
-from diffusiondrive.training.assignment import assign
 from navsim_eval.errors import UserError
 
 

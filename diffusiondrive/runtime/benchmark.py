@@ -143,7 +143,8 @@ def benchmark(config: BenchmarkConfig, progress: Callable[[int], None] = lambda 
     if config.backend == "fused" and config.stages:
         result["stages_captured_alone_ms"] = captured_stages(planner)
     if config.roofline:
-        result["roofline"] = measure_roofline(config, planner, module, observations[0])
+        alone = result.get("stages_captured_alone_ms")
+        result["roofline"] = measure_roofline(config, planner, module, observations[0], alone)
     result |= {
         "planner": config.planner,
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -241,15 +242,24 @@ def captured_stages(planner: SensorPlanner) -> dict[str, dict[str, float]]:
 
 
 def measure_roofline(
-    config: BenchmarkConfig, planner: SensorPlanner, module: DiffusionDrive, observation: Observation
+    config: BenchmarkConfig,
+    planner: SensorPlanner,
+    module: DiffusionDrive,
+    observation: Observation,
+    alone: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """The rewritten program, operation by operation, against rates of this machine; its stages are timed here again."""
+    """The rewritten program's operations and bytes against rates of this machine.
+
+    Its stages are timed here again, operation by operation; or `alone` has what they take in the fused program.
+    """
     eager = _subject(Runtime(module, config.precision, "eager", planner.runtime.device), True)
     features = planner.prepare(observation)
     noise = module.default_noise.cpu()[None].reshape(1, *planner.runtime.noise_shape)
     for number in range(25):
         eager.plan(features, noise, keep=number >= 5)
     measured = {name: float(np.median([row[name] for row in eager.rows])) for name in STAGES}
+    if alone:
+        measured = {name: alone[name]["p50"] if name in alone else 0.0 for name in STAGES}
     inputs = tuple(x.to(planner.runtime.device) for x in (*features.values(), noise))
     with float32_rule(config.precision):
         stages = count_stages(eager.cut, inputs)

@@ -73,7 +73,7 @@ class FusedLayer:
         width = layer.agents_norm.normalized_shape[0]
         self.number, self.width, self.heads = number, width, layer.agents.heads
         self.precision = str(options["precision"])
-        self.lookup = FusedLookup(layer.lookup, self.precision)
+        self.lookup = FusedLookup(layer.lookup, **options)
         self.seen = FusedLinear.of(layer.lookup.output, **options)
         agents = layer.agents
         self.ask = FusedLinear(agents.in_proj_weight[:width], agents.in_proj_bias[:width], **options)
@@ -101,7 +101,7 @@ class FusedLayer:
         keys, values = (scene.agents[..., a : a + self.width] for a in (start, start + self.width))
         x = self.answer(attend(x, keys, values, self.heads, self.precision, self.ask), residual=x)
         ego = scene.ego[..., self.number * self.width : (self.number + 1) * self.width]
-        return self.down(self.up(self.agents_norm(x, added=ego), relu=True))
+        return self.down(self.up(x, relu=True, before=(self.agents_norm, ego)))
 
     def move(self, x: Tensor, base: Tensor) -> Tensor:
         """Points (B, M, T, 2) [m] that the layer says, from `base` (B or 1, M, T, 2)."""

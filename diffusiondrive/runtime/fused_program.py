@@ -20,9 +20,12 @@ class FusedProgram:
 
     def __init__(self, program: PlanProgram, batch: int, precision: str):
         """precision: float32 (products in three TF32 parts, which is float32 to rounding), tf32, bf16 or fp16. The last
-        two are the backbone's; what follows stores float32, and its products are then TF32 (as many bits as fp16)."""
-        behind = {"dtype": torch.float32, "precision": "tf32x3" if precision == "float32" else "tf32"}
-        of_backbone = behind | {"dtype": HALF.get(precision, torch.float32)}
+        two are the backbone's. What follows stores float32; with half precision its products take fp16 factors, which
+        have as many bits as TF32's, and float32 sums."""
+        half = HALF.get(precision)
+        behind = {"dtype": torch.float16 if half else torch.float32}
+        behind["precision"] = "tf32x3" if precision == "float32" else "tf32"
+        of_backbone = behind | {"dtype": half or torch.float32}
         self.backbone = FusedBackbone(program.encoder, of_backbone)
         self.context = FusedContext(program.encoder, batch, of_backbone, behind)
         self.denoiser = FusedDenoiser(program.denoiser, behind)

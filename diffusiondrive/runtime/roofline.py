@@ -153,7 +153,7 @@ def as_table(result: dict[str, Any]) -> Table:
 def _edges(program: PlanProgram, inputs: tuple[Tensor, ...], row: Tensor) -> dict[str, int]:
     """Bytes that cross the borders of each stage."""
     camera, lidar, status, noise = inputs
-    maps = program.encoder.backbone(camera, lidar)
+    maps = program.encoder.backbone(camera.to(program.encoder.dtype), lidar.to(program.encoder.dtype))
     scene, *_ = program.encoder(camera, lidar, status)
     result = program.denoiser(scene, noise)
     backbone_out, context_out, head_out = (_size(x) for x in (maps, scene, result))

@@ -150,10 +150,6 @@ class WeightEma(WeightAveraging):
         super().__init__(use_buffers=True)
         self.decay = decay
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device  # the planner itself moves there only later
-        super().setup(trainer, pl_module, stage)
-
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

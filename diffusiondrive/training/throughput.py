@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusiondrive import losses
+from diffusiondrive.assignment import assign_on_host
 from diffusiondrive.dataset import PlanningDataset, Sample
 from diffusiondrive.planner import DiffusionDrive, PlannerConfig
-from diffusiondrive.training.assignment import assign_on_host
 from diffusiondrive.training.config import OptimizerConfig, TrainConfig, TrainerConfig
 from diffusiondrive.training.data import DeviceLoader, PlanningData
 from diffusiondrive.training.module import PlannerModule, parameter_groups

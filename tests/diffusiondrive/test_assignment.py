@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusiondrive.training import assignment
-from diffusiondrive.training.assignment import HUGE, assign, assign_on_host
+from diffusiondrive import assignment
+from diffusiondrive.assignment import HUGE, assign, assign_on_host
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ def assert_as_good(costs: Tensor, columns: Tensor) -> None:
 
 
 INTERPRETED = """
-from diffusiondrive.training.assignment import assign_by_triton
+from diffusiondrive.assignment import assign_by_triton
 from tests.diffusiondrive.test_assignment import assert_as_good, tables
 for count, size in ((2, 1), (2, 2), (1, 5), (1, 9)):
     for costs in tables(count, size):

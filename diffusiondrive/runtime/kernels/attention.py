@@ -37,7 +37,7 @@ def _attend(
             if NORM:
                 entries += a
                 products += a * a
-            query = tl.dot(a, tl.trans(b), query, input_precision=PRECISION)
+            query = tl.dot(a.to(b.dtype), tl.trans(b), query, input_precision=PRECISION)
         if NORM:
             mean = tl.sum(entries, 1) / depth
             spread = 1 / tl.sqrt(tl.maximum(tl.sum(products, 1) / depth - mean * mean, 0.0) + eps)

@@ -1,8 +1,8 @@
-"""Linear layers with what stands around them, in one launch: a layer norm before, ReLU and a residual after."""
+"""Linear layers with what stands around them, in one launch: layer norms before, ReLU and a residual after."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -15,9 +15,10 @@ LARGE_ROWS, FEW_ROWS = 2048, 128
 
 @triton.jit
 def _linear(
-    x, weight, bias, column_sum, residual, gain, shift, y,
-    rows, rows_a_scene, n, k, x_scene, x_row, r_scene, r_row, y_scene, y_row, eps, residual_eps, residual_width,
-    NORM: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr, RESIDUAL_NORM: tl.constexpr,
+    x, weight, bias, column_sum, first_gain, first_shift, added, residual, gain, shift, y,
+    rows, rows_a_scene, n, k, x_scene, x_row, r_scene, r_row, y_scene, y_row, added_scene, eps, first_eps, residual_eps,
+    residual_width,
+    FIRST: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr, RESIDUAL_NORM: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL_BLOCK: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -40,6 +41,15 @@ def _linear(
             reach = (depth < k)[None, :]
             a = tl.load(x_start[:, None] + depth[None, :], mask=live[:, None] & reach, other=0.0)
             b = tl.load(w_start[:, None] + depth[None, :], mask=inside[:, None] & reach, other=0.0)
+        if FIRST:  # another norm and a sum before; rows lie here as a whole
+            within = live[:, None] & (depth < k)[None, :]
+            off = a.to(tl.float32)
+            off = tl.where(within, off - (tl.sum(off, 1) / k)[:, None], 0.0)
+            off = off / tl.sqrt(tl.sum(off * off, 1) / k + first_eps)[:, None]
+            off = off * tl.load(first_gain + depth, mask=depth < k, other=0.0)[None, :]
+            off += tl.load(first_shift + depth, mask=depth < k, other=0.0)[None, :]
+            off += tl.load(added + (scene * added_scene)[:, None] + depth[None, :], mask=within, other=0.0)
+            a = tl.where(within, off, 0.0)
         if NORM:
             exact = a.to(tl.float32)
             entries += exact
@@ -153,21 +163,29 @@ class FusedLinear:
         residual: Tensor | None = None,
         residual_norm: Norm | None = None,
         out: Tensor | None = None,
-        out_type: torch.dtype | None = None,
+        before: tuple[Norm, Tensor] | None = None,
     ) -> Tensor:
-        """x (B, R, K), rows contiguous -> (B, R, N); residual (B or 1, R, N). out: where to write, any row strides."""
+        """x (B, R, K), rows contiguous -> (B, R, N); residual (B or 1, R, N). out: where to write, any row strides.
+
+        before: a norm and what is added to its result (B, 1, K), to be read in the place of x
+        """
         batch, rows, depth = x.shape
         width = len(self.weight)
-        y = x.new_empty(batch, rows, width, dtype=out_type or x.dtype) if out is None else out
-        added = y if residual is None else residual.expand(batch, rows, width)
+        y = x.new_empty(batch, rows, width) if out is None else out
+        other = y if residual is None else residual.expand(batch, rows, width)
         tile = tile_for(batch * rows, width, depth, self.weight.dtype)
+        first, added = before or (Norm(self.bias, self.bias, 0.0), x)
+        if before:
+            tile = replace(tile, depth=triton.next_power_of_2(depth))  # whole rows
         grid = (triton.cdiv(batch * rows, tile.rows), triton.cdiv(width, tile.columns))
         normed = residual_norm or Norm(self.bias, self.bias, 0.0)
         _linear[grid](
-            x, self.weight, self.bias, self.column_sum, added, normed.gain, normed.shift, y,
-            batch * rows, rows, width, depth, x.stride(0), x.stride(1), added.stride(0), added.stride(1),
-            y.stride(0), y.stride(1), self.eps, normed.eps, width,
-            NORM=self.normed, RELU=relu, RESIDUAL=residual is not None, RESIDUAL_NORM=residual_norm is not None,
+            x, self.weight, self.bias, self.column_sum, first.gain, first.shift, added, other, normed.gain,
+            normed.shift, y,
+            batch * rows, rows, width, depth, x.stride(0), x.stride(1), other.stride(0), other.stride(1),
+            y.stride(0), y.stride(1), added.stride(0), self.eps, first.eps, normed.eps, width,
+            FIRST=before is not None, NORM=self.normed, RELU=relu,
+            RESIDUAL=residual is not None, RESIDUAL_NORM=residual_norm is not None,
             ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
             RESIDUAL_BLOCK=triton.next_power_of_2(width) if residual_norm is not None else 16,
             EVEN=depth % tile.depth == 0, PRECISION=self.precision,

@@ -66,7 +66,7 @@ def _products(
             mask=(k < width)[:, None] & inside[None, :],
             other=0.0,
         )
-        total = tl.dot(upper + sign_i * lower, w, total, input_precision=PRECISION)
+        total = tl.dot((upper + sign_i * lower).to(w.dtype), w, total, input_precision=PRECISION)
     where = (product * count + point)[:, None] * width + column[None, :]
     tl.store(products + where, total, mask=live[:, None] & inside[None, :])
 
@@ -127,9 +127,10 @@ def _mix(
 class FusedLookup:
     """`denoiser.CornerLookup` without its output layer."""
 
-    def __init__(self, lookup: CornerLookup, precision: str):
+    def __init__(self, lookup: CornerLookup, dtype: torch.dtype, precision: str):
+        """dtype: of the product weights;  precision: of float32 products, as in `FusedLinear`."""
         self.range_m, self.precision = lookup.range_m, precision
-        self.product_weight = lookup.product_weight.contiguous()
+        self.product_weight = lookup.product_weight.to(dtype).contiguous()
         self.bias = lookup.bias.contiguous()
         self.point_weight = lookup.point_weights.weight.detach().contiguous()
         self.point_bias = lookup.point_weights.bias.detach().contiguous()

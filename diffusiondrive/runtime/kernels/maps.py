@@ -107,7 +107,7 @@ def _planning_map(
         reach = (k < channels)[None, :]
         a = tl.load(neck + cell[:, None] * channels + k[None, :], mask=live[:, None] & reach, other=0.0)
         b = tl.load(weight + column[:, None] * channels + k[None, :], mask=inside[:, None] & reach, other=0.0)
-        value = tl.dot(a.to(tl.float32), tl.trans(b), value, input_precision=PRECISION)
+        value = tl.dot(a.to(b.dtype), tl.trans(b), value, input_precision=PRECISION)
     value += tl.load(bias + column, mask=inside, other=0.0)[None, :]
     scene, place = cell // (height * width), cell % (height * width)
     line, across_cell = place // width, place % width
