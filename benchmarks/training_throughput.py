@@ -38,14 +38,15 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import default_collate
 
-from diffusiondrive.anchors import cluster_anchors, human_plans
+from diffusiondrive.anchors import cluster_anchors
 from diffusiondrive.dataset import PlanningDataset, Sample, to_model_input
-from diffusiondrive.feature_cache import FeatureCache
+from diffusiondrive.feature_cache import FeatureCache, RawSamples
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.losses import LossConfig
 from diffusiondrive.planner import DiffusionDrive, PlannerConfig
 from diffusiondrive.runtime.device import resolve_device
 from diffusiondrive.runtime.roofline import measure_rates
+from diffusiondrive.targets import TargetConfig
 from diffusiondrive.training.cache_comparison import Caches
 from diffusiondrive.training.config import OptimizerConfig
 from diffusiondrive.training.module import PlannerModule, lay_out_for
@@ -64,6 +65,7 @@ from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
+from navsim_eval.formats.maps import MapStore
 
 OURS, PUBLISHED = "ours", "published equivalent"
 PROFILED = 3  # steps
@@ -72,6 +74,7 @@ PROFILED = 3  # steps
 @dataclass
 class ThroughputConfig:
     """samples: of every cache; the scenes are the first of the split, repeated where it has fewer
+    cache:   a feature cache of the planner's sizes, whose scenes are taken instead; nothing else is read then
     repeats: turns of every way of the loader; 0: the loader is not measured by itself
     batch:   of the loader and the step;  batches: of our step, one after the other; empty: `batch`
     steps:   optimiser steps timed, after `warm_up` others (the first of them compiles);  0: no step
@@ -84,6 +87,7 @@ class ThroughputConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: PlannerConfig = field(default_factory=PlannerConfig)
     split: str = "train"
+    cache: str = ""
     samples: int = 200
     batch: int = 16
     batches: list[int] = field(default_factory=list)
@@ -101,28 +105,35 @@ class ThroughputConfig:
 
 
 def main(config: ThroughputConfig) -> None:
-    scenes = SceneDataset.from_config(config.data, config.split, max_scenes=config.samples)
-    result: dict[str, Any] = {"split": config.split, "environment": describe_environment()}
-    result |= {"scenes": len(scenes), "samples": config.samples}
     own, full = FeatureConfig.for_planner(config.model), FeatureConfig()
+    result: dict[str, Any] = {"split": config.split, "environment": describe_environment()}
+    result |= {"scenes": len(source_of(config, own).tokens), "samples": config.samples}
     with tempfile.TemporaryDirectory() as folder:
         caches = None
         if config.repeats:
-            caches = build_caches(Path(folder) / "full", scenes, config, full)
+            caches = build_caches(Path(folder) / "full", config, full)
             result["loader"] = measure_loaders(caches, config)
             show(result["loader"], f"loader, one core, batch {config.batch}")
         if config.steps:
             if caches is None or own != full:
-                caches = build_caches(Path(folder) / "own", scenes, config, own)
-            result["step"] = measure_steps(caches, scenes, config, Path(folder))
+                caches = build_caches(Path(folder) / "own", config, own)
+            result["step"] = measure_steps(caches, config, Path(folder))
             show(result["step"]["rows"], f"step, {config.model.name} on {result['step']['device']}")
             print(json.dumps({name: value for name, value in result["step"].items() if name != "rows"}, indent=1))
     atomic_write(config.output, json.dumps(result, indent=1) + "\n")
     print(f"written: {config.output}")
 
 
-def build_caches(folder: Path, scenes: SceneDataset, config: ThroughputConfig, features: FeatureConfig) -> Caches:
-    caches = Caches.build(folder, config.data, scenes, config.samples, features, jpeg=config.repeats > 0)
+def source_of(config: ThroughputConfig, features: FeatureConfig) -> FeatureCache | RawSamples:
+    """Where the scenes come from: a cache of these features, or logs, maps and sensor files."""
+    if config.cache:
+        return FeatureCache(config.cache, features)
+    scenes = SceneDataset.from_config(config.data, config.split, max_scenes=config.samples)
+    return RawSamples(scenes, MapStore(config.data.maps, config.data.map_version), features, TargetConfig())
+
+
+def build_caches(folder: Path, config: ThroughputConfig, features: FeatureConfig) -> Caches:
+    caches = Caches.build(folder, source_of(config, features), config.samples, jpeg=config.repeats > 0)
     if len(caches.packed) < config.batch:
         raise UserError(f"samples: {len(caches.packed)} readable ones are fewer than one batch of {config.batch}")
     return caches
@@ -208,14 +219,15 @@ def assert_equal(ours: Sample, published: list, features: FeatureConfig) -> None
 # --- the step --------------------------------------------------------------------------------------------------------
 
 
-def measure_steps(caches: Caches, scenes: SceneDataset, config: ThroughputConfig, folder: Path) -> dict[str, Any]:
+def measure_steps(caches: Caches, config: ThroughputConfig, folder: Path) -> dict[str, Any]:
     """Both pipelines one after the other, then the trainer at our fastest batch."""
     device = resolve_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     cuda, flops = device.type == "cuda", training_flops(config.model)
     compiled = cuda if config.compile is None else config.compile
-    anchors = torch.from_numpy(cluster_anchors(human_plans(scenes).trajectories, config.model.modes, config.seed))
+    human = np.stack([caches.packed.source[token][1]["trajectory"][:, :2] for token in caches.packed.tokens])
+    anchors = torch.from_numpy(cluster_anchors(human, config.model.modes, config.seed))
     other = (PUBLISHED_BATCH, PUBLISHED_WORKERS) if cuda else (config.batch, config.workers)
     rates = measure_rates(device, "bf16" if cuda else "float32")
 

@@ -20,6 +20,7 @@ from diffusiondrive.runtime.kernels.linear import FusedLinear, Norm
 from diffusiondrive.runtime.kernels.maps import add_resized, max_pool, pool
 
 Step = Callable[[Tensor], Tensor]
+ALIGNED = 8  # channels that tensor cores want of an image in half precision
 
 
 class FusedBackbone:
@@ -27,15 +28,18 @@ class FusedBackbone:
 
     def __init__(self, encoder: Encoder, options: dict[str, object]):
         """options: dtype and precision of linear layers (`FusedLinear`)."""
-        self.dtype = encoder.dtype
         self.image_stages = [convolution_steps(stage) for stage in encoder.image_stages]
         self.lidar_stages = [convolution_steps(stage) for stage in encoder.lidar_stages]
+        self.camera, self.lidar = (
+            AlignedInput(encoder.dtype, isinstance(stages[0][0], Stem | ConvolutionReLU))
+            for stages in (self.image_stages, self.lidar_stages)
+        )
         self.fusions = [FusedFusion(fusion, options) for fusion in encoder.fusions]
         self.side = SideStream()
 
     def __call__(self, camera: Tensor, lidar: Tensor) -> Tensor:
         """-> the coarse map; the neck is another call (it may run beside what reads the coarse map)."""
-        camera, lidar = (x.to(self.dtype, memory_format=torch.channels_last) for x in (camera, lidar))
+        camera, lidar = self.camera(camera), self.lidar(lidar)
         for image_stage, lidar_stage, fusion in zip(self.image_stages, self.lidar_stages, self.fusions, strict=True):
             before = lidar  # what the other stream reads must live until the streams meet
             with self.side.beside(camera):
@@ -44,6 +48,26 @@ class FusedBackbone:
             self.side.join(camera)
             camera, lidar = fusion(camera, lidar)
         return lidar
+
+
+class AlignedInput:
+    """An image in the backbone's type and layout; on a GPU in half precision with channels of zeros up to a multiple of
+    eight, without which cuDNN falls back to a slow kernel."""
+
+    def __init__(self, dtype: torch.dtype, may_grow: bool):
+        """may_grow: whether what reads the image takes more channels than its weights have."""
+        self.dtype, self.aligned = dtype, may_grow and dtype != torch.float32
+        self.padded: Tensor | None = None  # the zeros stay from plan to plan
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not (x.is_cuda and self.aligned):
+            return x.to(self.dtype, memory_format=torch.channels_last)
+        batch, channels, height, width = x.shape
+        if self.padded is None:
+            shape = batch, channels + -channels % ALIGNED, height, width
+            self.padded = torch.zeros(shape, dtype=self.dtype, device=x.device).to(memory_format=torch.channels_last)
+        self.padded[:, :channels].copy_(x)
+        return self.padded
 
 
 class SideStream:
@@ -189,12 +213,20 @@ class ConvolutionReLU:
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         rest = (self.stride, self.padding, self.dilation, self.groups)
+        self.fit(x)
         if not x.is_cuda:
             y = F.conv2d(x, self.weight, self.bias, *rest)
             return (y if added is None else y + added).relu()
         if added is None:
             return torch.ops.aten.cudnn_convolution_relu(x, self.weight, self.bias, *rest)
         return torch.ops.aten.cudnn_convolution_add_relu(x, self.weight, added, 1.0, self.bias, *rest)
+
+    def fit(self, x: Tensor) -> None:
+        """Give the weights as many channels as the input, which `AlignedInput` may have filled up with zeros."""
+        more = x.shape[1] - self.weight.shape[1] * self.groups
+        if more > 0:
+            padded = F.pad(self.weight, (0, 0, 0, 0, 0, more))
+            self.weight = padded.contiguous(memory_format=torch.channels_last)
 
 
 class Stem:
@@ -205,6 +237,7 @@ class Stem:
 
     def __call__(self, x: Tensor) -> Tensor:
         conv = self.convolution
+        conv.fit(x)
         y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         return max_pool(y, conv.bias)
 

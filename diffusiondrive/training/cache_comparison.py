@@ -20,13 +20,11 @@ from diffusiondrive.feature_cache import (
     FeatureCache,
     FeatureCacheConfig,
     NumpySample,
-    RawSamples,
+    SampleSource,
     build_feature_cache,
 )
 from diffusiondrive.features import FeatureConfig, to_float
-from navsim_eval.config import DataConfig
-from navsim_eval.dataset import SceneDataset
-from navsim_eval.formats.maps import MapStore
+from diffusiondrive.targets import TargetConfig
 
 
 @dataclass
@@ -39,16 +37,13 @@ class Caches:
     megabytes: dict[str, float]
 
     @staticmethod
-    def build(
-        folder: Path, data: DataConfig, scenes: SceneDataset, samples: int, features: FeatureConfig, jpeg: bool
-    ) -> Caches:
+    def build(folder: Path, source: SampleSource, samples: int, jpeg: bool) -> Caches:
         """`samples` of each kind; jpeg: also that one."""
-        maps = MapStore(data.maps, data.map_version)
-        raw = Repeated(RawSamples(scenes, maps, features, FeatureCacheConfig().targets), samples)
+        raw = Repeated(source, samples)
         for name, codec in (("packed", "lossless"), ("jpeg", "jpeg")):
-            kind = FeatureCacheConfig(features=features, camera_codec=codec)
+            kind = FeatureCacheConfig(features=source.features, camera_codec=codec)
             if codec == "lossless" or jpeg:
-                print(f"building: {build_feature_cache(folder / name, raw, scenes.split.name, kind)}", file=sys.stderr)
+                print(f"building: {build_feature_cache(folder / name, raw, 'repeated', kind)}", file=sys.stderr)
         packed = FeatureCache(folder / "packed")
         pickles = PickleDataset.write(folder / "pickles", packed, raw)
         megabytes = {
@@ -60,14 +55,15 @@ class Caches:
 
 
 class Repeated:
-    """Samples of a split, its scenes under new names once all have had their turn, until there are `count`.
+    """Samples of a source, its scenes under new names once all have had their turn, until there are `count`.
 
     Each scene is read and made once.
     """
 
-    def __init__(self, raw: RawSamples, count: int):
-        self.raw, self.features, self.targets, self.labels = raw, raw.features, raw.targets, raw.labels
-        names = [f"{raw.tokens[n % len(raw)]}-{n // len(raw)}" for n in range(max(count, 1))]
+    def __init__(self, source: SampleSource, count: int):
+        self.source, self.features, self.targets, self.labels = source, source.features, TargetConfig(), True
+        scenes = source.tokens
+        names = [f"{scenes[n % len(scenes)]}-{n // len(scenes)}" for n in range(max(count, 1))]
         self.tokens = tuple(name.removesuffix("-0") for name in names)
         self._made: dict[str, NumpySample] = {}
 
@@ -77,13 +73,13 @@ class Repeated:
     def __getitem__(self, token: str) -> NumpySample:
         token = self.original(token)
         if token not in self._made:
-            self._made[token] = self.raw[token]
+            self._made[token] = self.source[token]
         return self._made[token]
 
 
 class PickleDataset(Dataset):
-    """The published training cache: <folder>/<log>/<token>/transfuser_{feature,target}.gz, each a gzip stream (level 1)
-    of a pickled dict of tensors, camera and LiDAR as float32. Only files that this script wrote are unpickled."""
+    """The published training cache: <folder>/<token>/transfuser_{feature,target}.gz, each a gzip stream (level 1) of a
+    pickled dict of tensors, camera and LiDAR as float32. Only files that this script wrote are unpickled."""
 
     def __init__(self, folders: list[Path]):
         self.folders = folders
@@ -96,7 +92,7 @@ class PickleDataset(Dataset):
             scene = source.original(token)
             if scene not in contents:
                 contents[scene] = cls._contents(*cache[token], cache.features)
-            folders.append(folder / source.raw.scenes.log_of(scene) / token)
+            folders.append(folder / token)
             folders[-1].mkdir(parents=True)
             for name, content in contents[scene].items():
                 (folders[-1] / name).write_bytes(content)

@@ -20,6 +20,7 @@ pytest.importorskip("triton", reason="Triton comes with torch's builds for Linux
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.runtime import Runtime
 from diffusiondrive.runtime.device_features import LidarHistogram, StripSampler
+from diffusiondrive.runtime.fused_backbone import ConvolutionReLU
 from diffusiondrive.runtime.fused_program import FusedProgram
 from diffusiondrive.runtime.kernels.attention import attend
 from diffusiondrive.runtime.kernels.linear import FusedLinear, Norm
@@ -132,6 +133,13 @@ def test_maps() -> None:
     resized = F.interpolate(small, (8, 12), mode="bilinear", align_corners=False)
     torch.testing.assert_close(add_resized(None, cells, (2, 4), (8, 12)), resized, **EXACT)
     torch.testing.assert_close(add_resized(x.clone(), cells, (2, 4), (8, 12)), x + resized, **EXACT)
+
+
+def test_channels_of_zeros_do_not_change_a_convolution() -> None:
+    conv, x = nn.Conv2d(3, 5, 3, padding=1), torch.randn(1, 3, 6, 7)
+    fused, padded = ConvolutionReLU(conv), F.pad(x, (0, 0, 0, 0, 0, 5))
+    torch.testing.assert_close(fused(padded), conv(x).relu(), **EXACT)
+    assert fused.weight.shape == (5, 8, 3, 3)
 
 
 @interpreted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -175,8 +175,8 @@ class FusedLinear:
         other = y if residual is None else residual.expand(batch, rows, width)
         tile = tile_for(batch * rows, width, depth, self.weight.dtype)
         first, added = before or (Norm(self.bias, self.bias, 0.0), x)
-        if before:
-            tile = replace(tile, depth=triton.next_power_of_2(depth))  # whole rows
+        if before:  # whole rows
+            tile = Tile(32, 16 if tile.rows == 32 else 64, triton.next_power_of_2(depth), 4, 1)
         grid = (triton.cdiv(batch * rows, tile.rows), triton.cdiv(width, tile.columns))
         normed = residual_norm or Norm(self.bias, self.bias, 0.0)
         _linear[grid](

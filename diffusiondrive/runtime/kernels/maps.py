@@ -150,7 +150,7 @@ def add_resized(base: Tensor | None, tokens: Tensor, grid: tuple[int, int], size
     batch, _, channels = tokens.shape
     height, width = size
     if base is None:
-        y = tokens.new_empty(batch, channels, height, width).contiguous(memory_format=CHANNELS_LAST)
+        y = _empty(tokens, batch, channels, height, width)
     else:
         y = _dense(base)
     pixels, block = batch * height * width, min(64, triton.next_power_of_2(channels))
@@ -166,7 +166,7 @@ def max_pool(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """3×3, step 2, padding 1: (B, C, H, W) -> (B, C, ⌈H/2⌉, ⌈W/2⌉). bias: pools ReLU(x + bias) instead."""
     batch, channels, height, width = x.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
-    y = x.new_empty(batch, channels, rows, columns).contiguous(memory_format=CHANNELS_LAST)
+    y = _empty(x, batch, channels, rows, columns)
     pixels, block = batch * rows * columns, min(64, triton.next_power_of_2(channels))
     _max_pool[(triton.cdiv(pixels, 32), triton.cdiv(channels, block))](
         _dense(x), y if bias is None else bias, y, pixels, channels, height, width, rows, columns,
@@ -195,3 +195,7 @@ def planning_map(
 
 def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=CHANNELS_LAST)
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=CHANNELS_LAST)
