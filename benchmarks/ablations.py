@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusiondrive.experiments.ablations import BASE, ROWS
-from diffusiondrive.experiments.findings import difference, read_row
+from diffusiondrive.experiments.findings import difference, read_environments, read_row
 from diffusiondrive.experiments.matrix import MatrixConfig, choose_rows, run_matrix
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
@@ -53,6 +53,7 @@ def main(config: AblationConfig) -> None:
         "seeds": config.seeds,
         "train": config.train,
         "rows": rows,
+        "trained_on": read_environments(config.training_folders(config.chosen)),
         "environment": describe_environment(),
     }
     atomic_write(config.output, json.dumps(result, indent=1) + "\n")

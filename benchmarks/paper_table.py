@@ -35,7 +35,14 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusiondrive.dataset import to_model_input
-from diffusiondrive.experiments.findings import RatioClaim, RowDifference, RowScores, difference, read_row
+from diffusiondrive.experiments.findings import (
+    RatioClaim,
+    RowDifference,
+    RowScores,
+    difference,
+    read_environments,
+    read_row,
+)
 from diffusiondrive.experiments.matrix import EGO_MLP, HUMAN, MatrixConfig, choose_rows, run_matrix
 from diffusiondrive.experiments.paper import CLAIMS, OURS, ROWS, VANILLA
 from diffusiondrive.feature_cache import FeatureCache
@@ -91,6 +98,7 @@ def main(config: PaperTableConfig) -> None:
         "variant": config.variant or "full size",
         "seeds": config.seeds,
         "train": config.train,
+        "camera_codec": config.camera_codec,
         "preconditions_not_met": doubts,
         "rows": {
             row.name: {"title": row.title, **found[row.name].as_dict(), **heads[row.name]} for row in config.chosen
@@ -99,6 +107,7 @@ def main(config: PaperTableConfig) -> None:
         "orderings": [ordering.as_dict() for ordering in orderings],
         "ratios": [claim.as_dict() for claim in ratios],
         "seconds": runner.done["seconds"],
+        "trained_on": read_environments(config.training_folders(config.chosen)),
         "environment": describe_environment(),
     }
     atomic_write(config.output, json.dumps(result, indent=1) + "\n")

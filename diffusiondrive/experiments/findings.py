@@ -81,6 +81,22 @@ def _mean_modes(folders: Sequence[Path]) -> dict[str, float]:
     return {name: float(np.mean([numbers[name] for numbers in found])) for name in shared}
 
 
+def read_environments(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What trainings ran on: versions, hardware and source state (`navsim_eval.environment`), an entry for each kind of
+    machine, with the names of its trainings. Raises DataError for a folder that does not say."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        path = folder / "environment.json"
+        try:
+            environment = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(path, f"cannot be read ({error})", remedy="train this one again") from error
+        environment.pop("time", None)
+        kind = json.dumps(environment, sort_keys=True)
+        found.setdefault(kind, {"trainings": [], **environment})["trainings"].append(folder.name)
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class RowDifference:
     """Row a − row b in points, paired by scene; by_seed: the same for each pair of seeds of equal rank."""

@@ -43,7 +43,7 @@ class MatrixConfig:
     variant:   "city_nano": the small trunk for CPUs; "": full size
     seeds:     one training of every row each
     train:     overrides of tools/train.py for all rows
-    features:  file of configs/features
+    features:  file of configs/features;  camera_codec: of the feature caches, lossless or jpeg (see tools/cache.py)
     parallel:  trainings at a time, each a process of one thread on a CPU
     train_split, val_split, test_split: the epoch is chosen on val, all numbers are of test
     workdir:   caches, checkpoints, evaluations; what is there is kept
@@ -54,6 +54,7 @@ class MatrixConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     train: list[str] = field(default_factory=list)
     features: str = "city_nano"
+    camera_codec: str = "lossless"
     parallel: int = 1
     train_split: str = "train"
     val_split: str = "val"
@@ -83,6 +84,10 @@ class MatrixConfig:
         """Checkpoint folder of a training."""
         return self.folder / "runs" / f"{row.weights_of or row.name}_{seed}" / "planner"
 
+    def training_folders(self, rows: Sequence[Row]) -> list[Path]:
+        """Where the trainings of these rows lie, each once."""
+        return list(dict.fromkeys(self.planner_folder(row, seed).parent for row in rows for seed in self.seeds))
+
     def evaluation_folder(self, name: str, seed: int | None = None) -> Path:
         """Where the scores of a training, or of an untrained planner, lie."""
         return self.folder / "evaluation" / (name if seed is None else f"{name}_{seed}")
@@ -106,7 +111,7 @@ def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None]
     Raises UserError that names the steps that failed, after all that do not need them.
     """
     settings = {key: getattr(config, key) for key in ("variant", "train", "features", "train_split", "val_split")}
-    settings |= {"test_split": config.test_split, "root": config.data.root}
+    settings |= {"test_split": config.test_split, "root": config.data.root, "camera_codec": config.camera_codec}
     runner = StepRunner(config.folder, settings, config.fresh, say)
     runner.run(prepare_steps(config))
     failed = runner.run_independent([evaluate_untrained(name, config) for name in BASELINES], config.parallel)
@@ -132,7 +137,7 @@ def prepare_steps(config: MatrixConfig) -> list[Step]:
             f"{kind}_{split}",
             f"cache {kind} of {split}",
             _tool("cache", config, f"split={split}", f"kind={kind}", f"features={config.features}",
-                  f"output_dir={config.caches}"),
+                  f"camera_codec={config.camera_codec}", f"output_dir={config.caches}"),
         )
         for split in (config.train_split, config.val_split, config.test_split)
         for kind in ("features", "metrics")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusiondrive.experiments import ablations
-from diffusiondrive.experiments.findings import RatioClaim, difference, read_row
+from diffusiondrive.experiments.findings import RatioClaim, difference, read_environments, read_row
 from diffusiondrive.experiments.matrix import MatrixConfig, Row, evaluate_trained, prepare_steps, run_matrix, train_step
 from diffusiondrive.experiments.paper import ROWS
 from diffusiondrive.tool_steps import Step
@@ -94,6 +94,17 @@ def test_half_an_evaluation_is_none(tmp_path: Path) -> None:
         read_row("x", [whole, evaluation(tmp_path / "five", np.full(5, 0.5))])
     with pytest.raises(DataError, match="different scenes"):
         difference(read_row("a", [whole]), read_row("b", [tmp_path / "five"]))
+
+
+def test_trainings_on_several_machines_are_told_apart(tmp_path: Path) -> None:
+    gpu, cpu = {"hardware": {"gpus": ["H100"]}}, {"hardware": {"gpus": []}}
+    for name, environment in (("a_0", gpu), ("a_1", gpu), ("b_0", cpu)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "environment.json").write_text(json.dumps({"time": name, **environment}))
+    folders = [tmp_path / name for name in ("a_0", "a_1", "b_0")]
+    assert read_environments(folders) == [{"trainings": ["a_0", "a_1"], **gpu}, {"trainings": ["b_0"], **cpu}]
+    with pytest.raises(DataError, match="b_1"):
+        read_environments([tmp_path / "b_1"])
 
 
 def test_ratio_claims() -> None:
