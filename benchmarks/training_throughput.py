@@ -11,8 +11,8 @@ tensors for the features and one for the targets of every scene, torch's own col
 reading of the packed cache compares checksums and is reported for itself. That all give the same numbers is asserted.
 
 Step: one optimiser step of the planner `model`, fed from each cache of its own feature size, cut into data wait, copy,
-forward with losses, backward, optimiser (diffusiondrive/training/throughput.py). On CUDA ours is the compiled step of
-configs/trainer/gpu.yaml in bf16, the published equivalent eager fp16 with loss scaling, 64 samples a step and 4 loader
+forward with losses, backward, optimiser (diffusiondrive/training/throughput.py). On CUDA ours is the step of
+trainer=gpu in bf16, compiled unless compile=false, the published equivalent eager fp16 with loss scaling, 64 samples a step and 4 loader
 processes, as released; on the CPU both run eagerly in float32 with the same batch. Then Lightning's own loop with all
 callbacks is timed at our fastest batch.
 
