@@ -12,9 +12,9 @@ reading of the packed cache compares checksums and is reported for itself. That 
 
 Step: one optimiser step of the planner `model`, fed from each cache of its own feature size, cut into data wait, copy,
 forward with losses, backward, optimiser (diffusiondrive/training/throughput.py). On CUDA ours is the step of
-trainer=gpu in bf16, compiled unless compile=false, the published equivalent eager fp16 with loss scaling, 64 samples a step and 4 loader
-processes, as released; on the CPU both run eagerly in float32 with the same batch. Then Lightning's own loop with all
-callbacks is timed at our fastest batch.
+trainer=gpu in bf16, compiled unless compile=false, the published equivalent eager fp16 with loss scaling, 64 samples a
+step and 4 loader processes, as released; on the CPU both run eagerly in float32 with the same batch. Then Lightning's
+own loop with all callbacks is timed at our fastest batch.
 
 Where a split has fewer scenes than `samples`, its scenes are written again and again under other names until there are
 so many, in every cache, so that reading them takes as much from disk and memory as that many scenes would.
