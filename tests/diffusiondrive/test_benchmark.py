@@ -105,6 +105,17 @@ def test_operations_of_a_plan_are_those_of_the_formulas() -> None:
     assert all(stage.unfused_bytes >= stage.edge_bytes / 4 and stage.launches > 0 for stage in stages.values())
 
 
+def test_a_half_precision_program_is_counted_with_half_the_bytes() -> None:
+    planner = load("random:tiny", seed=0)
+    inputs = (*random_features(planner, 1, torch.Generator().manual_seed(0)).values(), torch.zeros(1, 6, 8, 2))
+    weights = {}
+    for precision in ("float32", "fp16"):
+        program = Runtime(planner, precision=precision, device="cpu").backend.program
+        weights[precision] = {stage.name: stage.weight_bytes for stage in count_stages(program, inputs)}
+    assert weights["fp16"]["backbone"] == weights["float32"]["backbone"] / 2
+    assert weights["fp16"]["plan head"] == weights["float32"]["plan head"]
+
+
 def test_floors_and_gap() -> None:
     stages = [StageCount("backbone", 10**9, 5, 10**6, 10**6, 10**7), StageCount("rest", 0, 1, 0, 10**6, 10**6)]
     result = roofline(stages, Rates(flops=1e12, bytes=1e9), {"backbone": 5.0, "rest": 2.0})
