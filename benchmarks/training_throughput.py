@@ -79,7 +79,7 @@ class ThroughputConfig:
     batch:   of the loader and the step;  batches: of our step, one after the other; empty: `batch`
     steps:   optimiser steps timed, after `warm_up` others (the first of them compiles);  0: no step
     workers: loader processes of our step (0: in this process);  device: of the step: auto, cpu, cuda
-    compile: our step; null: on CUDA;  trainer: also time Lightning's loop
+    compile: our step; null: on CUDA;  lightning: also time Lightning's loop
     threads: of torch in the step (0: all cores); the loader always has one
     profile: a file for the operations that took most time in a few more steps of ours; empty: none
     """
@@ -97,7 +97,7 @@ class ThroughputConfig:
     workers: int = 0
     device: str = "auto"
     compile: bool | None = None
-    trainer: bool = True
+    lightning: bool = True
     threads: int = 0
     seed: int = 0
     profile: str = ""
@@ -264,7 +264,7 @@ def measure_steps(caches: Caches, config: ThroughputConfig, folder: Path) -> dic
         raise UserError(f"batches: none of {config.batches or [config.batch]} fits into the device's memory")
     best = max(speeds, key=speeds.get)
     trainer = {}
-    if config.trainer:
+    if config.lightning:
         watched = measure_trainer(module, caches.packed, best, config.workers, warm_up, config.steps, folder / "run")
         trainer = {"trainer": watched | {"times": watched["samples/s"] / base.samples_per_s}}
     return {
