@@ -89,7 +89,7 @@ class PlannerModule(pl.LightningModule):
         if self.judge:
             outputs = self._run(planner, self.features, features, batch.targets, *chance)
             return planner_loss(outputs, self._targets(batch, outputs), self.loss_config)
-        return self._run(planner, self.features, features, batch.targets, *chance, self.loss_config)
+        return self._run(self.loss_config, planner, self.features, features, batch.targets, *chance)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> dict[str, Any]:
         tokens = batch.token
@@ -167,17 +167,15 @@ def planned(
 
 
 def planned_with_losses(
+    loss: LossConfig,
     planner: DiffusionDrive,
     config: FeatureConfig,
     features: dict[str, Tensor],
     targets: Mapping[str, Tensor],
-    noise: Tensor,
-    levels: Tensor,
-    of_human: Tensor | None,
-    loss: LossConfig,
+    *chance: Tensor | None,
 ) -> dict[str, Tensor]:
     """The same and its losses: one graph."""
-    return planner_loss(planned(planner, config, features, targets, noise, levels, of_human), targets, loss)
+    return planner_loss(planned(planner, config, features, targets, *chance), targets, loss)
 
 
 def lay_out_for(planner: DiffusionDrive, device: torch.device) -> None:

@@ -70,7 +70,7 @@ def gradients(run, module: PlannerModule, batch: Sample) -> tuple[dict[str, Tens
     """Terms of the loss and gradients of one step."""
     planner = module.planner
     noise, levels = torch.ones(4, *planner.noise_shape), torch.arange(4)
-    terms = run(planner, module.features, batch.features, batch.targets, noise, levels, None, module.loss_config)
+    terms = run(module.loss_config, planner, module.features, batch.features, batch.targets, noise, levels, None)
     terms["loss"].backward()
     found = {name: p.grad for name, p in planner.named_parameters() if p.grad is not None}
     return {name: term.detach() for name, term in terms.items()}, found

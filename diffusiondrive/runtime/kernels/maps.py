@@ -38,6 +38,29 @@ def _pool(
 
 
 @triton.jit
+def _interpolate(
+    tokens, place, channel, both, height, width, rows, columns, t_row, CELLS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Bilinear (align_corners=False) mix of a scene's tokens at `place`, a cell of height × width; float32.
+
+    tokens: where the scene's tokens begin (CELLS,);  both: which cells and channels exist
+    """
+    down = tl.maximum(((place // width).to(tl.float32) + 0.5) * rows / height - 0.5, 0.0)
+    across = tl.maximum(((place % width).to(tl.float32) + 0.5) * columns / width - 0.5, 0.0)
+    top, left = down.to(tl.int32), across.to(tl.int32)
+    bottom, right = tl.minimum(top + 1, rows - 1), tl.minimum(left + 1, columns - 1)
+    lower, later = down - top.to(tl.float32), across - left.to(tl.float32)
+    value = tl.zeros((CELLS, CHANNELS), tl.float32)
+    for corner in tl.static_range(4):
+        row = bottom if corner >= 2 else top
+        column = right if corner % 2 == 1 else left
+        share = (lower if corner >= 2 else 1 - lower) * (later if corner % 2 == 1 else 1 - later)
+        token = tokens + (row * columns + column) * t_row
+        value += share[:, None] * tl.load(token[:, None] + channel[None, :], mask=both, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
 def _resize(
     base, tokens, y, pixels, channels, height, width, rows, columns, t_scene, t_row,
     ADD: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -46,19 +69,8 @@ def _resize(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     both = (pixel < pixels)[:, None] & (channel < channels)[None, :]
     scene, place = pixel // (height * width), pixel % (height * width)
-    down = tl.maximum(((place // width).to(tl.float32) + 0.5) * rows / height - 0.5, 0.0)
-    across = tl.maximum(((place % width).to(tl.float32) + 0.5) * columns / width - 0.5, 0.0)
-    top, left = down.to(tl.int32), across.to(tl.int32)
-    bottom, right = tl.minimum(top + 1, rows - 1), tl.minimum(left + 1, columns - 1)
-    lower, later = down - top.to(tl.float32), across - left.to(tl.float32)
     start = tokens + scene * t_scene
-    value = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    for corner in tl.static_range(4):
-        row = bottom if corner >= 2 else top
-        column = right if corner % 2 == 1 else left
-        share = (lower if corner >= 2 else 1 - lower) * (later if corner % 2 == 1 else 1 - later)
-        token = start + (row * columns + column) * t_row
-        value += share[:, None] * tl.load(token[:, None] + channel[None, :], mask=both, other=0.0).to(tl.float32)
+    value = _interpolate(start, place, channel, both, height, width, rows, columns, t_row, PIXELS, CHANNELS)
     where = pixel[:, None] * channels + channel[None, :]
     if ADD:
         value += tl.load(base + where, mask=both, other=0.0).to(tl.float32)
@@ -110,24 +122,15 @@ def _planning_map(
         value = tl.dot(a.to(b.dtype), tl.trans(b), value, input_precision=PRECISION)
     value += tl.load(bias + column, mask=inside, other=0.0)[None, :]
     scene, place = cell // (height * width), cell % (height * width)
-    line, across_cell = place // width, place % width
-    down = tl.maximum((line.to(tl.float32) + 0.5) * rows / height - 0.5, 0.0)
-    across = tl.maximum((across_cell.to(tl.float32) + 0.5) * columns / width - 0.5, 0.0)
-    top, left = down.to(tl.int32), across.to(tl.int32)
-    bottom, right = tl.minimum(top + 1, rows - 1), tl.minimum(left + 1, columns - 1)
-    lower, later = down - top.to(tl.float32), across - left.to(tl.float32)
-    for corner in tl.static_range(4):
-        from_row = bottom if corner >= 2 else top
-        from_column = right if corner % 2 == 1 else left
-        share = (lower if corner >= 2 else 1 - lower) * (later if corner % 2 == 1 else 1 - later)
-        token = coarse + scene * c_scene + (from_row * columns + from_column) * c_row
-        value += share[:, None] * tl.load(token[:, None] + column[None, :], mask=both, other=0.0)
+    start = coarse + scene * c_scene
+    value += _interpolate(start, place, column, both, height, width, rows, columns, c_row, CELLS, WIDTH)
     value = tl.maximum(value, 0.0)
     off = tl.where(both, value - (tl.sum(tl.where(both, value, 0.0), 1) / width_out)[:, None], 0.0)
     spread = 1 / tl.sqrt(tl.sum(off * off, 1) / width_out + eps)
     value = off * spread[:, None] * tl.load(gain + column, mask=inside, other=0.0)[None, :]
     value += tl.load(shift + column, mask=inside, other=0.0)[None, :]
-    place_out = (scene * (height + 2 * border) + line + border) * (width + 2 * border) + across_cell + border
+    line, across = place // width + border, place % width + border
+    place_out = (scene * (height + 2 * border) + line) * (width + 2 * border) + across
     tl.store(y + place_out[:, None] * width_out + column[None, :], value, mask=both)
 
 
