@@ -47,7 +47,7 @@ from navsim_eval.evaluate import EvaluateConfig, evaluate
 from navsim_eval.executor import run_jobs, usable_cores
 from navsim_eval.files import atomic_write
 from navsim_eval.formats.logs import read_log, write_log
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.infer import infer
 
 SPLIT = "repeated"

@@ -28,7 +28,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.files import atomic_write
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 
 NANO = FeatureConfig.for_sizes((96, 384), (128, 128))
 VARIANTS = {

@@ -25,7 +25,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.files import atomic_write
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.metric_caches import DEFLATED, SCENES_TOGETHER
 from navsim_eval.metrics.aggregate import WEIGHTS
 from navsim_eval.metrics.scene_batch import prepare

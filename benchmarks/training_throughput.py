@@ -65,7 +65,7 @@ from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.errors import UserError
 from navsim_eval.files import atomic_write
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 
 OURS, PUBLISHED = "ours", "published equivalent"
 PROFILED = 3  # steps

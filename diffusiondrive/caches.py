@@ -16,7 +16,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
 from navsim_eval.executor import Workers
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.shards import BuildReport, Verification, repair, verify
 
 KINDS = ("features", "metrics", "both")

@@ -26,7 +26,8 @@ from navsim_eval.config import DataConfig, from_mapping
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import Workers
-from navsim_eval.formats.maps import MapStore, RoadMap
+from navsim_eval.formats.map_store import MapStore
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.scene import Scene
 from navsim_eval.shards import BuildReport, ShardReader, build_shards
 

@@ -22,7 +22,7 @@ from diffusiondrive.space import SpaceConfig
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.scene import Scene
 
 HORIZON = 8

@@ -18,7 +18,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SENSORS_FOLDER
 from navsim_eval.environment import describe_git, describe_hardware, gpu_names, package_version
 from navsim_eval.errors import UserError
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.formats.splits import LOGS_FOLDER
 
 OK, WARNING, ERROR = "ok", "warning", "error"

@@ -15,7 +15,7 @@ import shapely
 
 from navsim_eval.errors import UserError
 from navsim_eval.formats.geopackage import FeatureTable
-from navsim_eval.formats.maps import write_map
+from navsim_eval.formats.map_store import write_map
 
 DEFAULT_WIDTH = 3.5  # m
 _OVERLAP = 0.05  # m that neighbouring surfaces reach into each other: a corner on a common edge is inside neither

@@ -18,7 +18,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import Workers
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.formats.synthetic import SyntheticScene
 from navsim_eval.metrics.aggregate import base_metric
 from navsim_eval.pdm.cache import FORMAT_VERSION, build_metric_caches, from_arrays, to_arrays

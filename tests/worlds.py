@@ -27,7 +27,7 @@ import shapely
 from navsim_eval.config import DataConfig
 from navsim_eval.formats.geopackage import FeatureTable
 from navsim_eval.formats.logs import write_log
-from navsim_eval.formats.maps import write_map
+from navsim_eval.formats.map_store import write_map
 from navsim_eval.formats.sensors import write_image, write_point_cloud
 from navsim_eval.geometry import to_global, to_local
 from navsim_eval.scene import CAMERAS, FRAME_INTERVAL_S, Annotations, Camera, Frame

@@ -24,7 +24,7 @@ from navsim_eval.city.sumo_net import read_network
 from navsim_eval.city.traffic import STEP_S, simulate
 from navsim_eval.files import atomic_write, sha256
 from navsim_eval.formats.logs import write_log
-from navsim_eval.formats.maps import MapStore, write_map
+from navsim_eval.formats.map_store import MapStore, write_map
 from navsim_eval.scene import FRAME_INTERVAL_S
 
 SIMULATED_S, SIMULATED_S_PER_SCENE = 40.0, 1.2

@@ -24,7 +24,7 @@ from navsim_eval.errors import UserError
 from navsim_eval.executor import run_jobs
 from navsim_eval.files import atomic_write
 from navsim_eval.formats.geopackage import list_layers, read_layer, read_meta, write_geopackage
-from navsim_eval.formats.maps import DEFAULT_VERSION_FILE
+from navsim_eval.formats.map_store import DEFAULT_VERSION_FILE
 from navsim_eval.formats.splits import CITY_MANIFEST
 
 FORMAT_VERSION = 2

@@ -8,7 +8,8 @@ import numpy as np
 import shapely
 
 from navsim_eval.city.approaches import Approaches
-from navsim_eval.formats.maps import Layer, RoadMap
+from navsim_eval.formats.map_layers import Layer
+from navsim_eval.formats.maps import RoadMap
 
 BAR_M = 0.5  # width of a zebra bar and of the gap beside it
 _DASHED, _SOLID = 0, 2  # boundaries.boundary_type_fid

@@ -18,7 +18,8 @@ from navsim_eval.city.network import LOCATIONS
 from navsim_eval.city.recorder import FUTURE_FRAMES, HISTORY_FRAMES
 from navsim_eval.errors import UserError
 from navsim_eval.formats.logs import read_log
-from navsim_eval.formats.maps import MapStore, RoadMap
+from navsim_eval.formats.map_store import MapStore
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.formats.sensors import write_image, write_point_cloud
 from navsim_eval.geometry import to_global
 from navsim_eval.scene import CAMERAS, Frame

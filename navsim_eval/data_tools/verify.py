@@ -19,7 +19,9 @@ from navsim_eval.dataset import SceneDataset, sensor_files
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.executor import run_jobs
 from navsim_eval.files import sha256
-from navsim_eval.formats.maps import REQUIRED_LAYERS, MapStore, RoadMap
+from navsim_eval.formats.map_layers import REQUIRED_LAYERS
+from navsim_eval.formats.map_store import MapStore
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.formats.sensors import read_image, read_point_cloud
 from navsim_eval.formats.splits import CITY_MANIFEST, LOGS_FOLDER
 from navsim_eval.scene import Frame, Scene

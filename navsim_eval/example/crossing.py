@@ -15,7 +15,8 @@ import numpy as np
 import shapely
 
 from navsim_eval.formats.geopackage import FeatureTable
-from navsim_eval.formats.maps import MapStore, RoadMap, write_map
+from navsim_eval.formats.map_store import MapStore, write_map
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import to_global, to_local
 from navsim_eval.scene import FRAME_INTERVAL_S, Annotations, Frame, Scene
 

@@ -2,7 +2,7 @@
 
 A GeoPackage is an SQLite file: one table per layer with an integer primary key `fid`, a geometry blob (short header,
 then WKB) and attribute columns. Only what nuPlan maps use is covered: vector layers and a plain `meta` table. What the
-layers mean is the business of `navsim_eval.formats.maps`.
+layers mean is the business of `navsim_eval.formats.map_layers`.
 
 A file may be damaged or hostile: queries are given as many steps as a sound file of that size can need and return as
 many bytes as it holds, and geometries nested in each other, which GEOS would follow without end, are refused.

@@ -27,7 +27,7 @@ from navsim_eval.formats.fields import (
     text,
     texts,
 )
-from navsim_eval.formats.maps import canonical_map_name
+from navsim_eval.formats.map_store import canonical_map_name
 from navsim_eval.formats.unpickle import load_pickle
 from navsim_eval.geometry import quaternion_yaw, yaw_quaternion
 from navsim_eval.scene import AGENT_CLASSES, CAMERAS, COMMANDS, STATIC_CLASSES, Annotations, Camera, Frame

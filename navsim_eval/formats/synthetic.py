@@ -17,7 +17,7 @@ import numpy as np
 from navsim_eval.errors import DataError
 from navsim_eval.formats.fields import FieldReader, parse_timestamp, single_precision, text
 from navsim_eval.formats.logs import parse_route, parse_traffic_lights, read_annotations, read_cameras
-from navsim_eval.formats.maps import canonical_map_name
+from navsim_eval.formats.map_store import canonical_map_name
 from navsim_eval.formats.splits import SceneFilter
 from navsim_eval.formats.unpickle import load_pickle
 from navsim_eval.scene import AGENT_CLASSES, COMMANDS, STATIC_CLASSES, Frame, Scene

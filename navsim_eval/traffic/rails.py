@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import shapely
 
-from navsim_eval.formats.maps import Layer, RoadMap
+from navsim_eval.formats.map_layers import Layer
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import box_corners, ego_corners
 from navsim_eval.pdm.observation import Objects
 from navsim_eval.pdm.path import with_headings

@@ -19,7 +19,8 @@ from diffusiondrive.targets import (
 )
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
-from navsim_eval.formats.maps import Layer, MapStore
+from navsim_eval.formats.map_layers import Layer
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.geometry import to_global
 from navsim_eval.scene import Annotations, Scene
 from tests.golden import GOLDEN, needs_golden

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 
 from navsim_eval.formats.logs import read_log
-from navsim_eval.formats.maps import MapStore, RoadMap
+from navsim_eval.formats.map_store import MapStore
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.scene import Scene
 from tests.golden import GOLDEN
 

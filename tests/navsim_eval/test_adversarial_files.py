@@ -26,14 +26,16 @@ from numpy._core import multiarray, numeric
 
 from navsim_eval.errors import DataError
 from navsim_eval.formats.logs import read_log, write_log
-from navsim_eval.formats.maps import REQUIRED_LAYERS, RoadMap
+from navsim_eval.formats.map_layers import REQUIRED_LAYERS
+from navsim_eval.formats.maps import RoadMap
 from tests.worlds import drive, write_road_map
 
 READER = """
 import json, resource, sys, time
 from navsim_eval.errors import DataError
 from navsim_eval.formats.logs import read_log
-from navsim_eval.formats.maps import REQUIRED_LAYERS, RoadMap
+from navsim_eval.formats.map_layers import REQUIRED_LAYERS
+from navsim_eval.formats.maps import RoadMap
 
 def read_map(path):
     road_map = RoadMap(path)

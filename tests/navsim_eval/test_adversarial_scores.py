@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from navsim_eval.errors import DataError
 from navsim_eval.formats.geopackage import FeatureTable
 from navsim_eval.formats.logs import read_log, write_log
-from navsim_eval.formats.maps import REQUIRED_LAYERS, MapStore, RoadMap, write_map
+from navsim_eval.formats.map_layers import REQUIRED_LAYERS
+from navsim_eval.formats.map_store import MapStore, write_map
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import to_global
 from navsim_eval.pdm.cache import build_metric_cache
 from navsim_eval.pdm.types import MetricCache, StateIndex

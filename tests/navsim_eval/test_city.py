@@ -32,7 +32,8 @@ from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
 from navsim_eval.files import sha256
 from navsim_eval.formats.logs import read_log
-from navsim_eval.formats.maps import MapStore, RoadMap, write_map
+from navsim_eval.formats.map_store import MapStore, write_map
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.formats.sensors import read_image, read_point_cloud
 from navsim_eval.geometry import Vehicle, box_corners, to_global
 from navsim_eval.metrics.comfort import comfort_checks_v1

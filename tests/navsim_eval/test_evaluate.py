@@ -15,7 +15,7 @@ from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.evaluate import EvaluateConfig, evaluate, score_predictions
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.infer import infer
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.pdm.cache import build_metric_cache

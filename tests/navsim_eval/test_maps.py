@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from navsim_eval.errors import DataError
 from navsim_eval.formats.geopackage import FeatureTable, list_layers, read_layer, read_meta, write_geopackage
-from navsim_eval.formats.maps import REQUIRED_LAYERS, Layer, MapStore, RoadMap, canonical_map_name, write_map
+from navsim_eval.formats.map_layers import REQUIRED_LAYERS, Layer
+from navsim_eval.formats.map_store import MapStore, canonical_map_name, write_map
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.pdm.drivable import build_drivable_map
 from tests.golden import GOLDEN, needs_golden
 from tests.navsim_eval.tiny_map import CONNECTOR, LANE, ORIGIN, write_tiny_map

@@ -11,7 +11,7 @@ import shapely
 from navsim_eval.config import DataConfig
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.errors import UserError
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.metric_caches import MetricCaches
 from navsim_eval.pdm.cache import build_metric_cache
 from navsim_eval.pdm.types import StateIndex

@@ -23,7 +23,8 @@ from navsim_eval.city.templates import templates
 from navsim_eval.city.world import SQUARE_M
 from navsim_eval.errors import UserError
 from navsim_eval.formats.geopackage import FeatureTable
-from navsim_eval.formats.maps import MapStore, RoadMap, write_map
+from navsim_eval.formats.map_store import MapStore, write_map
+from navsim_eval.formats.maps import RoadMap
 from navsim_eval.geometry import box_corners, to_global
 from navsim_eval.scene import Annotations, Camera, Frame
 

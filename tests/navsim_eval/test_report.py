@@ -12,7 +12,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.predictions import Predictions
 from navsim_eval.report import browser, html
 from navsim_eval.report.bev import AHEAD, BEHIND, CHOSEN, SCORE_COLORS, SIDE, Drawing, bev_figure

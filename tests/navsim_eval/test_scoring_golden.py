@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from navsim_eval.formats.logs import read_log
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.metrics.areas import area_flags, locate, straddles_lanes
 from navsim_eval.metrics.extended_comfort import extended_comfort, motion
 from navsim_eval.metrics.footprint import Footprints

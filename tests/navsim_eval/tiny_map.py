@@ -9,7 +9,8 @@ import numpy as np
 import shapely
 
 from navsim_eval.formats.geopackage import FeatureTable
-from navsim_eval.formats.maps import MapStore, RoadMap, write_map
+from navsim_eval.formats.map_store import MapStore, write_map
+from navsim_eval.formats.maps import RoadMap
 
 ORIGIN = np.array([330_000.0, 4_690_000.0])  # within UTM zone 19 N
 WIDTH = 4.0

@@ -17,7 +17,7 @@ from navsim_eval import SceneDataset, metric_caches
 from navsim_eval.agreement import hold_against
 from navsim_eval.config import DataConfig
 from navsim_eval.errors import DataError
-from navsim_eval.formats.maps import MapStore
+from navsim_eval.formats.map_store import MapStore
 from navsim_eval.metrics.aggregate import table_columns
 from navsim_eval.pdm.cache import build_metric_cache
 from navsim_eval.score_file import ScoreConfig, score_file
