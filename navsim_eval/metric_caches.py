@@ -100,11 +100,6 @@ class MetricCaches:
         return report
 
     @property
-    def complete(self) -> bool:
-        """Whether the store holds every scene of the split; then nobody needs to write to it."""
-        return all(map(self._stored, self.dataset.tokens))
-
-    @property
     def manifest(self) -> dict[str, Any]:
         """What distinguishes this store from others."""
         return {

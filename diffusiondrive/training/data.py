@@ -36,8 +36,7 @@ class PlanningData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         for store in self.stores:
-            if not store.complete:  # several runs may share a finished one
-                store.build(workers=1)
+            store.build(workers=1)
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochBatchSampler(len(self.train), self.plan, self.trainer.global_rank, self.seed)

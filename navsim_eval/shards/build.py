@@ -11,7 +11,7 @@ from typing import Any
 from navsim_eval.errors import UserError
 from navsim_eval.executor import Workers, run_jobs
 from navsim_eval.files import atomic_write
-from navsim_eval.shards.folder import SHARD_BYTES
+from navsim_eval.shards.folder import SHARD_BYTES, is_finished
 from navsim_eval.shards.record import Arrays, Deflate, pack
 from navsim_eval.shards.writer import ShardWriter
 
@@ -56,10 +56,15 @@ def build_shards(
               token by itself
     progress: called with the number of tokens newly settled, those already stored first
     A token whose function raises is left out, counted and listed in `broken.json`; the next run tries it again.
+    A store that lacks nothing is only read, so that any number of processes may ask for it at a time.
     Raises UserError without tokens, or when not a single sample could be built.
     """
     if not tokens:
         raise UserError(f"cache {folder}: no scenes to build (the split is empty)")
+    if is_finished(folder, manifest, tokens):
+        if progress:
+            progress(len(tokens))
+        return BuildReport(Path(folder), len(tokens), len(tokens), 0)
     broken: dict[str, str] = {}
     with ShardWriter(folder, manifest, tokens, shard_bytes) as writer:
         todo = [token for token in tokens if token not in writer]

@@ -6,7 +6,7 @@ import fcntl
 import json
 import mmap
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ def expected_tokens(folder: Path) -> list[str] | None:
 
 
 def require_equal(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differences = list(_differences(found, wanted))
+    """Raises UserError that shows both sides of every difference between a store's manifest and the wanted one."""
+    differences = list(_differences(found, json.loads(json.dumps(dict(wanted)))))  # as stored: tuples are lists
     if differences:
         raise UserError(
             f"cache {folder} was made with another configuration: {'; '.join(differences)} "
@@ -108,6 +109,25 @@ def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
             yield from _differences(found.get(key, "absent"), wanted[key], f"{name}.{key}" if name else key)
     elif found != wanted:
         yield f"{name} is {found} there, {wanted} here"
+
+
+def is_finished(folder: Path | str, manifest: Mapping[str, Any], tokens: Sequence[str]) -> bool:
+    """Whether a store holds exactly these keys, nothing of its last shard is torn and no key was noted as broken: then
+    there is nothing to write. Raises UserError for a store of another manifest."""
+    folder = Path(folder)
+    if not (folder / "manifest.json").exists() or expected_tokens(folder) != list(tokens):
+        return False
+    require_equal(folder, read_manifest(folder), manifest)
+    shards = shards_of(folder)
+    indices = [read_index(index_file(folder, shard)) for shard in shards]
+    if any(bad for _, bad in indices) or {entry.key for entries, _ in indices for entry in entries} != set(tokens):
+        return False
+    noted = folder / "broken.json"
+    if noted.exists() and noted.read_text().strip() != "{}":
+        return False
+    last = data_file(folder, shards[-1])
+    data = map_file(last) if last.exists() else memoryview(b"")
+    return all(entry.is_sound(data) for entry in indices[-1][0])
 
 
 def lock(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,7 +41,7 @@ class ShardReader:
         self._mirror = _mirrored(str(folder)) if is_remote(folder) else None
         self.folder, self.check = Path(folder) if self._mirror is None else self._mirror.folder, check
         self.manifest = read_manifest(self.folder)
-        require_equal(self.folder, self.manifest, json.loads(json.dumps(dict(expect or {}))))
+        require_equal(self.folder, self.manifest, expect or {})
         self._entries: dict[str, tuple[int, Entry]] = {}
         for shard in shards_of(self.folder):
             entries = _sound_index(self.folder, shard, self._held(shard))

@@ -46,12 +46,12 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.folder / ".lock")
         try:
-            self._resume(json.loads(json.dumps(dict(manifest))), tokens)
+            self._resume(manifest, tokens)
         except BaseException:
             self._lock.close()
             raise
 
-    def _resume(self, manifest: dict[str, Any], tokens: Sequence[str] | None) -> None:
+    def _resume(self, manifest: Mapping[str, Any], tokens: Sequence[str] | None) -> None:
         folder = self.folder
         if (folder / "manifest.json").exists():
             require_equal(folder, read_manifest(folder), manifest)

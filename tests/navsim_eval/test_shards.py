@@ -178,6 +178,21 @@ def test_one_writer_at_a_time(tmp_path):
     ShardWriter(tmp_path, MANIFEST).close()
 
 
+def test_a_store_that_lacks_nothing_is_left_to_whoever_writes(tmp_path):
+    fill(tmp_path, 5)
+    seen: list[int] = []
+    with ShardWriter(tmp_path, MANIFEST, tokens(5)):
+        report = build_shards(tmp_path, MANIFEST, tokens(5), sample_or_error, progress=seen.append)
+        assert (report.stored, report.added, seen) == (5, 0, [5])
+        with pytest.raises(UserError, match="another process"):
+            build_shards(tmp_path, MANIFEST, tokens(6), sample_or_error)
+        with pytest.raises(UserError, match="another configuration"):
+            build_shards(tmp_path, {"purpose": "other"}, tokens(5), sample_or_error)
+    flip_byte(tmp_path / "00000.data", -1)
+    assert build_shards(tmp_path, MANIFEST, tokens(5), sample).added == 1  # the last record was torn
+    assert_holds(ShardReader(tmp_path), tokens(5))
+
+
 def test_a_key_is_written_once(tmp_path):
     with ShardWriter(tmp_path, MANIFEST) as writer:
         writer.write("a", sample("t001"))
