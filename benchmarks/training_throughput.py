@@ -106,8 +106,7 @@ class ThroughputConfig:
 
 def main(config: ThroughputConfig) -> None:
     own, full = FeatureConfig.for_planner(config.model), FeatureConfig()
-    result: dict[str, Any] = {"split": config.split, "environment": describe_environment()}
-    result |= {"scenes": len(source_of(config, own).tokens), "samples": config.samples}
+    result: dict[str, Any] = {"split": config.split, "samples": config.samples, "environment": describe_environment()}
     with tempfile.TemporaryDirectory() as folder:
         caches = None
         if config.repeats:
@@ -120,6 +119,7 @@ def main(config: ThroughputConfig) -> None:
             result["step"] = measure_steps(caches, config, Path(folder))
             show(result["step"]["rows"], f"step, {config.model.name} on {result['step']['device']}")
             print(json.dumps({name: value for name, value in result["step"].items() if name != "rows"}, indent=1))
+        result["scenes"] = caches.scenes if caches else 0
     atomic_write(config.output, json.dumps(result, indent=1) + "\n")
     print(f"written: {config.output}")
 

@@ -29,12 +29,16 @@ from diffusiondrive.targets import TargetConfig
 
 @dataclass
 class Caches:
-    """The same scenes three times: packed without loss, packed with JPEG cameras, pickled as published."""
+    """The same scenes three times: packed without loss, packed with JPEG cameras, pickled as published.
+
+    scenes: how many different ones;  megabytes: a sample of each kind
+    """
 
     packed: PlanningDataset
     jpeg: PlanningDataset | None  # for the loader only
     pickles: PickleDataset
     megabytes: dict[str, float]
+    scenes: int
 
     @staticmethod
     def build(folder: Path, source: SampleSource, samples: int, jpeg: bool) -> Caches:
@@ -51,7 +55,7 @@ class Caches:
             for path in folder.iterdir()
         }
         images = PlanningDataset(FeatureCache(folder / "jpeg")) if jpeg else None
-        return Caches(PlanningDataset(packed), images, pickles, megabytes)
+        return Caches(PlanningDataset(packed), images, pickles, megabytes, len(set(map(raw.original, raw.tokens))))
 
 
 class Repeated:
