@@ -17,7 +17,7 @@ from diffusiondrive.runtime import export as exporting
 from diffusiondrive.runtime.export import ExportedPlanner, export_planner
 from diffusiondrive.runtime.export_check import check_export
 from navsim_eval.errors import UserError
-from tests.diffusiondrive.test_planner import make_features
+from tests.diffusiondrive.planners import make_features
 from tests.diffusiondrive.test_rewrites import lively_planner
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")

@@ -29,7 +29,7 @@ from diffusiondrive.runtime.kernels.sensors import count_points, strip
 from diffusiondrive.runtime.program import PlanProgram
 from diffusiondrive.variants import tiny
 from navsim_eval.errors import UserError
-from tests.diffusiondrive.test_planner import make_planner
+from tests.diffusiondrive.planners import make_planner
 from tests.diffusiondrive.test_rewrites import EXACT, inputs, lively_planner
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

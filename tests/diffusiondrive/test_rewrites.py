@@ -22,7 +22,7 @@ from diffusiondrive.runtime.reference import ReferencePlanner, plain_attention
 from diffusiondrive.runtime.winograd import WinogradConvolution, use_winograd
 from diffusiondrive.schedule import ScheduleConfig
 from diffusiondrive.variants import city_nano, planner_config, tiny
-from tests.diffusiondrive.test_planner import make_features, make_planner
+from tests.diffusiondrive.planners import make_features, make_planner
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 

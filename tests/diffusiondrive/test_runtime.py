@@ -13,7 +13,7 @@ from diffusiondrive.planner import DiffusionDrive
 from diffusiondrive.runtime import Runtime, torch_backends
 from diffusiondrive.runtime.device import float32_rule
 from navsim_eval.errors import UserError
-from tests.diffusiondrive.test_planner import make_features
+from tests.diffusiondrive.planners import make_features
 from tests.diffusiondrive.test_rewrites import lively_planner
 
 
