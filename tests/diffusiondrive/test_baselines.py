@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusiondrive import DiffusionDrive
 from diffusiondrive.backbone import BackboneConfig, FusionBackbone
-from diffusiondrive.baselines.unet import POINTS, UNet, UNetConfig, UNetDenoiser
+from diffusiondrive.baselines.unet import POINTS, PoseConv, PoseGrow, PoseNorm, UNet, UNetConfig, UNetDenoiser
 from diffusiondrive.decoder import ANCHORS, DecoderConfig
 from diffusiondrive.encoders import ViTEncoder
 from diffusiondrive.losses import LossConfig, planner_loss, visible
@@ -107,6 +107,23 @@ def test_unet_has_the_published_size(scale: bool, millions: float) -> None:
         time = torch.nn.Sequential(torch.nn.Linear(256, 1024), torch.nn.Linear(1024, 256))
     count = sum(p.numel() for module in (network, time) for p in module.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        PoseConv(12, 6, 3, padding=1),
+        PoseConv(12, 6, 3, stride=2, padding=1),
+        PoseConv(12, 6, 1),
+        PoseNorm(4, 12),
+        PoseGrow(12, 6, 4, stride=2, padding=1),
+    ],
+    ids=repr,
+)
+def test_layers_over_poses_are_the_librarys_with_channels_last(layer) -> None:
+    x = torch.randn(5, 8, 12)
+    library = type(layer).__base__.forward
+    torch.testing.assert_close(layer(x), library(layer, x.mT).mT, rtol=0, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------- properties
