@@ -4,8 +4,9 @@
     python benchmarks/ablations.py rows=[steps_1,steps_4,consistent,noise_zero] seeds=[0,1,2]      # no further training
 
 Rows that only sample otherwise use the base's weights. Trainings and evaluations are kept in `workdir`; the same
-command resumes, and one with more rows or seeds adds them. Written: chosen, best and mean PDMS, diversity, calibration
-of every row, and its difference from the base with a 95 % interval over logs.
+command resumes, and one with more rows or seeds adds them; with the settings of `paper_table.py` it goes on from that
+one's caches and trainings. Written: chosen, best and mean PDMS, diversity, calibration of every row, its difference
+from the base with a 95 % interval over logs, and a figure of these differences.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 from rich.console import Console
 from rich.table import Table
 
@@ -26,10 +29,16 @@ from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.files import atomic_write
 
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
 
 @dataclass
 class AblationConfig(MatrixConfig):
-    """The matrix, and which rows of it. rows: names (the base comes along); empty: all;  output: JSON"""
+    """The matrix, and which rows of it.
+
+    rows: names (the base comes along); empty: all;  output: JSON, figure of the same name beside it
+    """
 
     rows: list[str] = field(default_factory=list)
     output: str = "benchmarks/results/ablations.json"
@@ -58,6 +67,7 @@ def main(config: AblationConfig) -> None:
     }
     atomic_write(config.output, json.dumps(result, indent=1) + "\n")
     show(result)
+    draw(result, Path(config.output).with_suffix(".png"))
     print(f"written: {config.output}")
 
 
@@ -78,6 +88,25 @@ def show(result: dict[str, Any]) -> None:
     console = Console()
     console.width = max(console.width, 130)
     console.print(table)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Every row's difference from the base: interval over logs, pairs of seeds; the base's PDMS in the axis label."""
+    rows = [row for row in result["rows"].values() if row["against_base"]]
+    figure, axes = pyplot.subplots(figsize=(9, 0.35 * len(rows) + 1.6))
+    for place, row in enumerate(reversed(rows)):
+        against = row["against_base"]
+        axes.plot(against["interval"], [place, place], color="tab:blue", linewidth=2)
+        axes.plot(against["difference"], place, "o", color="tab:blue", label=None if place else "95 % over logs")
+        seeds = against["by_seed"]
+        axes.plot(seeds, [place] * len(seeds), "|", color="black", label=None if place else "single seeds")
+    axes.axvline(0.0, color="grey", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row["title"] for row in reversed(rows)], fontsize=8)
+    axes.set_xlabel(f"PDMS against the base ({result['rows'][BASE]['pdms']:.1f})")
+    axes.legend(fontsize=7, loc="best")
+    figure.tight_layout()
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """What each part of the planner is worth: it is changed, and everything else stays.
 
-Rows with `weights_of` plan otherwise with the same weights; the others are trained anew.
+Rows with `weights_of` plan otherwise with the same weights; the others are trained anew. Base and unjudged row are the
+paper table's (`diffusiondrive.experiments.paper`), so that in one `workdir` each training takes place once.
 """
 
 from __future__ import annotations
 
-from diffusiondrive.experiments.matrix import Row
+from dataclasses import replace
 
-BASE = "base"
+from diffusiondrive.experiments.matrix import Row
+from diffusiondrive.experiments.paper import DIFFUSIONDRIVE, JUDGED
+
+BASE = JUDGED.name
 
 
 def _resampled(name: str, title: str, *sampling: str) -> Row:
@@ -19,7 +23,7 @@ def _retrained(name: str, title: str, *overrides: str) -> Row:
 
 
 ROWS = (
-    Row(BASE, "as configured: 2 passes, reference schedule, 2 layers, 20 modes"),
+    replace(JUDGED, title="as configured: 2 passes, reference schedule, 2 layers, 20 modes"),
     _resampled("steps_1", "1 pass", "sampling.steps=1"),
     _resampled("steps_4", "4 passes", "sampling.steps=4"),
     _resampled("steps_10", "10 passes", "sampling.steps=10"),
@@ -38,7 +42,7 @@ ROWS = (
     _retrained("no_agents", "no attention to agents", "model.decoder.see_agents=false"),
     _retrained("no_ego", "no attention to the ego query", "model.decoder.see_ego=false"),
     _retrained("base_points", "corrections relative to noisy points", "model.decoder.base=points"),
-    _retrained("unjudged", "labels by distance alone", "loss.judged=0.0"),
+    replace(DIFFUSIONDRIVE, title="labels by distance alone"),
     _retrained("unshared", "regression for the nearest mode alone", "loss.sharing=0.0"),
     _retrained("published_loss", "published weights of the loss", "loss=published"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from diffusiondrive.experiments import ablations
 from diffusiondrive.experiments.findings import RatioClaim, difference, read_environments, read_row
 from diffusiondrive.experiments.matrix import MatrixConfig, Row, evaluate_trained, prepare_steps, run_matrix, train_step
 from diffusiondrive.experiments.paper import ROWS
-from diffusiondrive.tool_steps import Step
+from diffusiondrive.tool_steps import ROOT, Step
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.results import FORMATS
 from tests.steps import assert_resolves
@@ -46,6 +47,7 @@ def test_rows_that_sample_otherwise_use_the_weights_of_the_base() -> None:
     for row in others:
         shared = CONFIG.planner_folder(row, 0) == CONFIG.planner_folder(base, 0)
         assert shared == bool(row.sampling) and bool(row.sampling) != bool(row.overrides)
+    assert {base.name, "diffusiondrive"} <= {row.name for row in ROWS}  # trainings that the paper's table shares
     assert len({row.name for row in ablations.ROWS}) == len(ablations.ROWS)
 
 
@@ -110,6 +112,27 @@ def test_trainings_on_several_machines_are_told_apart(tmp_path: Path) -> None:
 def test_ratio_claims() -> None:
     assert RatioClaim("passes", 0.1, 0.1, at_least=False).verdict == "holds"
     assert RatioClaim("diversity", 2.9, 3.0, at_least=True).verdict == "missed"
+
+
+def test_the_ablations_are_told_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "ablations.py"))
+    rng = np.random.default_rng(0)
+    judged = {"best": 0.9, "mean": 0.5, "diversity": 0.8}
+    rows = [
+        read_row(name, [evaluation(tmp_path / f"{name}{k}", rng.uniform(0.2, 0.8, 12), modes=judged) for k in range(2)])
+        for name in (ablations.BASE, "steps_1")
+    ]
+    against = [None, difference(rows[1], rows[0]).as_dict()]
+    result = {"variant": "tiny", "seeds": [0, 1], "scenes": {"train": 1}}
+    result["rows"] = {
+        row.name: {"title": row.name, **row.as_dict(), "against_base": found}
+        for row, found in zip(rows, against, strict=True)
+    }
+    benchmark["show"](result)
+    benchmark["draw"](result, tmp_path / "figure.png")
+    printed = capsys.readouterr().out
+    assert f"{against[1]['difference']:+.1f}" in printed and "steps_1" in printed
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_odd_matrices_are_refused() -> None:
