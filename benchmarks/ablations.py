@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from rich.console import Console
-from rich.table import Table
 
 from diffusiondrive.experiments.ablations import BASE, ROWS
 from diffusiondrive.experiments.findings import difference, read_environments, read_row
 from diffusiondrive.experiments.matrix import MatrixConfig, choose_rows, run_matrix
+from diffusiondrive.experiments.sheet import Sheet
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
@@ -32,12 +31,14 @@ from navsim_eval.files import atomic_write
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+HEADS = ("change", "PDMS", "against the base (95 %)", "best of M", "mean of M", "diversity", "ECE")
+
 
 @dataclass
 class AblationConfig(MatrixConfig):
     """The matrix, and which rows of it.
 
-    rows: names (the base comes along); empty: all;  output: JSON, figure of the same name beside it
+    rows: names (the base comes along); empty: all;  output: JSON; table (.md) and figure (.png) beside it
     """
 
     rows: list[str] = field(default_factory=list)
@@ -65,29 +66,27 @@ def main(config: AblationConfig) -> None:
         "trained_on": read_environments(config.training_folders(config.chosen)),
         "environment": describe_environment(),
     }
-    atomic_write(config.output, json.dumps(result, indent=1) + "\n")
-    show(result)
-    draw(result, Path(config.output).with_suffix(".png"))
-    print(f"written: {config.output}")
+    output, table = Path(config.output), sheet(result)
+    atomic_write(output, json.dumps(result, indent=1) + "\n")
+    atomic_write(output.with_suffix(".md"), table.markdown())
+    draw(result, output.with_suffix(".png"))
+    table.show()
+    print(f"written: {output}, and table and figure beside it")
 
 
-def show(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['variant']}, seeds {result['seeds']}, {result['scenes']['train']} train scenes")
-    table.add_column("change")
-    for title in ("PDMS", "against the base (95 %)", "best of M", "mean of M", "diversity", "ECE"):
-        table.add_column(title, justify="right")
+def sheet(result: dict[str, Any]) -> Sheet:
+    rows = []
     for row in result["rows"].values():
         against, modes = row["against_base"], row["modes"]
-        shown = ""
+        gained = ""
         if against:
             low, high = against["interval"]
-            shown = f"{against['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+            gained = f"{against['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
         numbers = [f"{100 * modes[name]:.1f}" for name in ("best", "mean")]
         numbers += [f"{modes[name]:.3f}" if name in modes else "" for name in ("diversity", "ece_nearest")]
-        table.add_row(row["title"], f"{row['pdms']:.1f}", shown, *numbers)
-    console = Console()
-    console.width = max(console.width, 130)
-    console.print(table)
+        rows.append([row["title"], f"{row['pdms']:.1f}", gained, *numbers])
+    title = f"{result['variant']}, seeds {result['seeds']}, {result['scenes']['train']} training scenes"
+    return Sheet(title, HEADS, rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

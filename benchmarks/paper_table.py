@@ -31,8 +31,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from diffusiondrive.dataset import to_model_input
 from diffusiondrive.experiments.findings import (
@@ -45,6 +43,7 @@ from diffusiondrive.experiments.findings import (
 )
 from diffusiondrive.experiments.matrix import EGO_MLP, HUMAN, MatrixConfig, choose_rows, run_matrix
 from diffusiondrive.experiments.paper import CLAIMS, OURS, ROWS, VANILLA
+from diffusiondrive.experiments.sheet import Sheet
 from diffusiondrive.feature_cache import FeatureCache
 from diffusiondrive.features import FeatureConfig
 from diffusiondrive.noise import scene_noise
@@ -66,7 +65,7 @@ class PaperTableConfig(MatrixConfig):
 
     rows: names of ROWS; empty: all;  least_train, least_test: scenes;  least_human: PDMS (fraction)
     least_room: PDMS between the human and constant velocity (fraction);  small: go on without, and say so
-    latency_frames: scenes that head latency is the median of;  output: JSON, figure of the same name beside it
+    latency_frames: scenes that head latency is the median of;  output: JSON; table (.md) and figure (.png) beside it
     """
 
     rows: list[str] = field(default_factory=list)
@@ -110,10 +109,12 @@ def main(config: PaperTableConfig) -> None:
         "trained_on": read_environments(config.training_folders(config.chosen)),
         "environment": describe_environment(),
     }
-    atomic_write(config.output, json.dumps(result, indent=1) + "\n")
-    show(result, orderings, ratios)
-    draw(result, Path(config.output).with_suffix(".png"))
-    print(f"written: {config.output}")
+    output, table = Path(config.output), sheet(result, orderings, ratios)
+    atomic_write(output, json.dumps(result, indent=1) + "\n")
+    atomic_write(output.with_suffix(".md"), table.markdown())
+    draw(result, output.with_suffix(".png"))
+    table.show()
+    print(f"written: {output}, and table and figure beside it")
 
 
 # --- may the question be asked of this data? -------------------------------------------------------------------------
@@ -209,30 +210,27 @@ COLUMNS = (  # heading, where it is (an entry or its "modes"), factor, digits
 )
 
 
-def show(result: dict[str, Any], orderings: Sequence[RowDifference], ratios: Sequence[RatioClaim]) -> None:
-    """The table and the verdicts on the terminal."""
-    table = Table(title=f"{result['variant']}, {len(result['seeds'])} seeds, {result['scenes']['train']} train scenes")
-    table.add_column("planner")
-    for title, *_ in COLUMNS:
-        table.add_column(title, justify="right")
+def sheet(result: dict[str, Any], orderings: Sequence[RowDifference], ratios: Sequence[RatioClaim]) -> Sheet:
+    """The table and the verdicts, in words."""
     entries = {**result["beside"], **{row["title"]: row for row in result["rows"].values()}}
+    rows = []
     for name, entry in entries.items():
         values = {**entry.get("modes", {}), **entry}
         cells = [f"{values[key] * factor:.{digits}f}" if key in values else "" for _, key, factor, digits in COLUMNS]
         low, high = entry["interval"]
-        table.add_row(name, f"{cells[0]} [{low:.1f}, {high:.1f}]", *cells[1:])
-    console = Console()
-    console.width = max(console.width, 130)
-    console.print(table)
+        rows.append([name, f"{cells[0]} [{low:.1f}, {high:.1f}]", *cells[1:]])
+    lines = []
     for ordering in orderings:
         low, high = ordering.interval
-        shown = f"{ordering.difference:+.1f}, {low:+.1f} to {high:+.1f}"
-        print(f"{ordering.a} > {ordering.b}: {ordering.verdict} ({shown})")
+        gained = f"{ordering.difference:+.1f}, {low:+.1f} to {high:+.1f}"
+        lines.append(f"{ordering.a} > {ordering.b}: {ordering.verdict} ({gained})")
     for claim in ratios:
         sign = "≥" if claim.at_least else "≤"
-        print(f"{claim.text} {sign} {claim.bound:g} × the vanilla policy's: {claim.verdict} ({claim.value:.3g})")
-    for doubt in result["preconditions_not_met"]:
-        print(f"precondition not met: {doubt}")
+        lines.append(f"{claim.text} {sign} {claim.bound:g} × the vanilla policy's: {claim.verdict} ({claim.value:.3g})")
+    lines += [f"precondition not met: {doubt}" for doubt in result["preconditions_not_met"]]
+    data = f"{result['scenes']['train']} training and {result['scenes']['test']} test scenes"
+    title = f"{result['variant']}, {len(result['seeds'])} seeds, {data}"
+    return Sheet(title, ["planner", *(title for title, *_ in COLUMNS)], rows, lines)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

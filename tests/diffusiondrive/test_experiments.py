@@ -12,8 +12,17 @@ import pytest
 
 from diffusiondrive.experiments import ablations
 from diffusiondrive.experiments.findings import RatioClaim, difference, read_environments, read_row
-from diffusiondrive.experiments.matrix import MatrixConfig, Row, evaluate_trained, prepare_steps, run_matrix, train_step
-from diffusiondrive.experiments.paper import ROWS
+from diffusiondrive.experiments.matrix import (
+    EGO_MLP,
+    HUMAN,
+    MatrixConfig,
+    Row,
+    evaluate_trained,
+    prepare_steps,
+    run_matrix,
+    train_step,
+)
+from diffusiondrive.experiments.paper import OURS, ROWS, VANILLA
 from diffusiondrive.tool_steps import ROOT, Step
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.results import FORMATS
@@ -128,10 +137,41 @@ def test_the_ablations_are_told_and_drawn(tmp_path: Path, capsys: pytest.Capture
         row.name: {"title": row.name, **row.as_dict(), "against_base": found}
         for row, found in zip(rows, against, strict=True)
     }
-    benchmark["show"](result)
+    sheet = benchmark["sheet"](result)
+    sheet.show()
     benchmark["draw"](result, tmp_path / "figure.png")
     printed = capsys.readouterr().out
-    assert f"{against[1]['difference']:+.1f}" in printed and "steps_1" in printed
+    for text in (printed, sheet.markdown()):
+        assert f"{against[1]['difference']:+.1f}" in text and "steps_1" in text
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_papers_table_is_told_and_drawn(tmp_path: Path) -> None:
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "paper_table.py"))
+    rng = np.random.default_rng(0)
+    modes = {OURS: {"best": 0.9, "mean": 0.5, "diversity": 0.8}, VANILLA: {"diversity": 0.1}}
+    rows = {
+        name: read_row(
+            name,
+            [evaluation(tmp_path / f"{name}{k}", rng.uniform(0.2, 0.8, 12), modes=modes.get(name)) for k in range(2)],
+        )
+        for name in (OURS, VANILLA, HUMAN, EGO_MLP)
+    }
+    heads = {OURS: {"passes": 2, "head_ms": 1.0}, VANILLA: {"passes": 20, "head_ms": 5.0}}
+    orderings, ratios = [difference(rows[OURS], rows[VANILLA])], benchmark["ratio_claims"](rows, heads)
+    result = {
+        "variant": "tiny",
+        "seeds": [0, 1],
+        "scenes": {"train": 1, "test": 12},
+        "preconditions_not_met": ["one training scene"],
+        "rows": {name: {"title": name, **rows[name].as_dict(), **heads[name]} for name in heads},
+        "beside": {name: rows[name].as_dict() for name in (HUMAN, EGO_MLP)},
+    }
+    text = benchmark["sheet"](result, orderings, ratios).markdown()
+    expected = ["passes ≤ 0.1 × the vanilla policy's: holds (0.1)", "head latency ≤ 0.1", "missed (0.2)"]
+    expected += ["mode diversity ≥ 3", "holds (8)", "not met: one training scene", orderings[0].verdict]
+    assert [words for words in expected if words not in text] == []
+    benchmark["draw"](result, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
