@@ -24,6 +24,7 @@ from diffusiondrive.experiments.matrix import (
 )
 from diffusiondrive.experiments.paper import OURS, ROWS, VANILLA
 from diffusiondrive.tool_steps import ROOT, Step
+from navsim_eval.config import load_config
 from navsim_eval.errors import DataError, UserError
 from navsim_eval.results import FORMATS
 from tests.steps import assert_resolves
@@ -144,6 +145,11 @@ def test_the_ablations_are_told_and_drawn(tmp_path: Path, capsys: pytest.Capture
     for text in (printed, sheet.markdown()):
         assert f"{against[1]['difference']:+.1f}" in text and "steps_1" in text
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ablations_go_on_from_the_papers_table() -> None:
+    table, others = (load_config(MatrixConfig, f"benchmark_{name}", []) for name in ("paper_table", "ablations"))
+    assert table.train and (table.train, table.folder) == (others.train, others.folder)
 
 
 def test_the_papers_table_is_told_and_drawn(tmp_path: Path) -> None:
