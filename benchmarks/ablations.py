@@ -62,6 +62,7 @@ def main(config: AblationConfig) -> None:
         "variant": config.variant or "full size",
         "seeds": config.seeds,
         "train": config.train,
+        "loaded": config.planners,
         "rows": rows,
         "trained_on": read_environments(config.training_folders(config.chosen)),
         "environment": describe_environment(),

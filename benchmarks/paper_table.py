@@ -12,6 +12,9 @@ more seeds adds them. A city of the needed size:
     python tools/make_city.py data.root=/data/city5000 data.maps=/data/city5000/maps \\
         city.scenes=5000 city.val_scenes=120 city.test_scenes=500 city.seed=11 city.width=480
 
+Planners that exist are loaded instead of trained, one for all seeds or one each:
+`"planners={diffusiondrive: checkpoints/diffusiondrive, transfuser: 'runs/transfuser_{seed}/planner'}"`.
+
 The comparison needs enough scenes, a solvable task (human ≥ 0.93) and room above the simplest plan: asserted, or with
 `small=true` noted in the result. Head latency: all denoising passes from encoded scene to poses, batch 1, one thread,
 rows in turn in one process.
@@ -97,6 +100,7 @@ def main(config: PaperTableConfig) -> None:
         "variant": config.variant or "full size",
         "seeds": config.seeds,
         "train": config.train,
+        "loaded": config.planners,
         "camera_codec": config.camera_codec,
         "preconditions_not_met": doubts,
         "rows": {

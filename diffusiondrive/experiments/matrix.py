@@ -42,6 +42,7 @@ class MatrixConfig:
 
     variant:   "city_nano": the small trunk for CPUs; "": full size
     seeds:     one training of every row each
+    planners:  row → folder of a trained planner ({seed} in it is replaced), which is loaded and not trained
     train:     overrides of tools/train.py for all rows
     features:  file of configs/features;  camera_codec: of the feature caches, lossless or jpeg (see tools/cache.py)
     parallel:  trainings at a time, each a process of one thread on a CPU
@@ -52,6 +53,7 @@ class MatrixConfig:
     data: DataConfig = field(default_factory=DataConfig)
     variant: str = "city_nano"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    planners: dict[str, str] = field(default_factory=dict)
     train: list[str] = field(default_factory=list)
     features: str = "city_nano"
     camera_codec: str = "lossless"
@@ -81,12 +83,19 @@ class MatrixConfig:
         return self.caches / self.test_split / "features"
 
     def planner_folder(self, row: Row, seed: int) -> Path:
-        """Checkpoint folder of a training."""
-        return self.folder / "runs" / f"{row.weights_of or row.name}_{seed}" / "planner"
+        """Checkpoint folder of a training, or of what is loaded in its place."""
+        name = row.weights_of or row.name
+        if name in self.planners:
+            return Path(self.planners[name].replace("{seed}", str(seed)))
+        return self.folder / "runs" / f"{name}_{seed}" / "planner"
+
+    def trains(self, row: Row) -> bool:
+        """Whether the row has trainings of its own here."""
+        return not row.weights_of and row.name not in self.planners
 
     def training_folders(self, rows: Sequence[Row]) -> list[Path]:
-        """Where the trainings of these rows lie, each once."""
-        return list(dict.fromkeys(self.planner_folder(row, seed).parent for row in rows for seed in self.seeds))
+        """Where the trainings of these rows lie."""
+        return [self.planner_folder(row, seed).parent for row in rows if self.trains(row) for seed in self.seeds]
 
     def evaluation_folder(self, name: str, seed: int | None = None) -> Path:
         """Where the scores of a training, or of an untrained planner, lie."""
@@ -108,15 +117,17 @@ def choose_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
 def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None] = print) -> StepRunner:
     """Prepare, train and evaluate all rows under all seeds.
 
-    Raises UserError that names the steps that failed, after all that do not need them.
+    Raises UserError for a planner to load that is not there, before anything runs, and one that names the steps that
+    failed, after all that do not need them.
     """
+    check_planners(rows, config)
     settings = {key: getattr(config, key) for key in ("variant", "train", "features", "train_split", "val_split")}
     settings |= {"test_split": config.test_split, "root": config.data.root, "camera_codec": config.camera_codec}
     runner = StepRunner(config.folder, settings, config.fresh, say)
     runner.run(prepare_steps(config))
     failed = runner.run_independent([evaluate_untrained(name, config) for name in BASELINES], config.parallel)
     pairs = [(row, seed) for seed in config.seeds for row in rows]  # so that an early end leaves whole seeds
-    trainings = [train_step(row, seed, config) for row, seed in pairs if not row.weights_of]
+    trainings = [train_step(row, seed, config) for row, seed in pairs if config.trains(row)]
     failed += runner.run_independent(trainings, config.parallel)
     steps = [evaluate_mlp(seed, config) for seed in config.seeds]
     steps += [
@@ -128,6 +139,16 @@ def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; see {config.folder / 'logs'}. The same command tries them again")
     return runner
+
+
+def check_planners(rows: Sequence[Row], config: MatrixConfig) -> None:
+    """Raises UserError for a planner to load that is no row's, or has no folder."""
+    if strange := [name for name in config.planners if name not in [row.name for row in rows]]:
+        raise UserError(f"planners: no row is called {', '.join(strange)}; there are {', '.join(r.name for r in rows)}")
+    for row, seed in ((row, seed) for row in rows if row.name in config.planners for seed in config.seeds):
+        folder = config.planner_folder(row, seed)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"planners.{row.name}: {folder} is no folder of a planner (no config.json)")
 
 
 def prepare_steps(config: MatrixConfig) -> list[Step]:

@@ -17,6 +17,7 @@ from diffusiondrive.experiments.matrix import (
     HUMAN,
     MatrixConfig,
     Row,
+    check_planners,
     evaluate_trained,
     prepare_steps,
     run_matrix,
@@ -59,6 +60,24 @@ def test_rows_that_sample_otherwise_use_the_weights_of_the_base() -> None:
         assert shared == bool(row.sampling) and bool(row.sampling) != bool(row.overrides)
     assert {base.name, "diffusiondrive"} <= {row.name for row in ROWS}  # trainings that the paper's table shares
     assert len({row.name for row in ablations.ROWS}) == len(ablations.ROWS)
+
+
+def test_planners_that_are_loaded_are_not_trained(tmp_path: Path) -> None:
+    ours, other = Row("ours", "ours"), Row("more", "more", weights_of="ours", sampling=("sampling.steps=4",))
+    plain = Row("plain", "plain")
+    config = MatrixConfig(seeds=[3, 4], planners={"ours": str(tmp_path / "ours_{seed}")})
+    assert [config.trains(row) for row in (ours, other, plain)] == [False, False, True]
+    assert config.planner_folder(ours, 4) == config.planner_folder(other, 4) == tmp_path / "ours_4"
+    assert f"planner={tmp_path / 'ours_4'}" in evaluate_trained(ours, 4, config).command
+    assert len(config.training_folders([ours, other, plain])) == 2
+    with pytest.raises(UserError, match="ours_3"):
+        check_planners([ours, plain], config)
+    with pytest.raises(UserError, match="no row is called ours"):
+        check_planners([plain], config)
+    for seed in (3, 4):
+        (tmp_path / f"ours_{seed}").mkdir()
+        (tmp_path / f"ours_{seed}" / "config.json").write_text("{}")
+    check_planners([ours, plain], config)
 
 
 def evaluation(folder: Path, scores: np.ndarray, names: list[str] | None = None, modes: dict | None = None) -> Path:
