@@ -11,6 +11,10 @@ from navsim_eval.report import html
 from navsim_eval.report.run import Run
 
 _SIZE, _EDGE = 190, 34
+_READING = (
+    '<p class="note">Ten bins of that probability: how often its candidates were the nearest one (●), and their mean '
+    "score (○). On the dashed line, what is said comes true.</p>"
+)
 
 
 def modes_section(runs: Sequence[Run], focus: str) -> str:
@@ -30,7 +34,7 @@ def modes_section(runs: Sequence[Run], focus: str) -> str:
         "human plan. D: share of the union of all candidates' ribbons that a mean candidate does not cover; spread: "
         "mean distance between candidates over their distance from the start. minADE, minFDE in metres. ECE: of the "
         "sigmoid of a candidate's logit as the probability of being nearest to the human plan.</p>"
-        + (f'<div class="row">{plots}</div>' if plots else "")
+        + (f'<div class="row">{plots}</div>{_READING}' if plots else "")
     )  # fmt: skip
 
 
