@@ -56,7 +56,8 @@ def build_shards(
               token by itself
     progress: called with the number of tokens newly settled, those already stored first
     A token whose function raises is left out, counted and listed in `broken.json`; the next run tries it again.
-    A store that lacks nothing is only read, so that any number of processes may ask for it at a time.
+    A store that lacks nothing is only read, so that any number of processes may ask for it at a time; where something
+    is lacking, one builds, and the others wait and find it done.
     Raises UserError without tokens, or when not a single sample could be built.
     """
     if not tokens:
@@ -66,7 +67,7 @@ def build_shards(
             progress(len(tokens))
         return BuildReport(Path(folder), len(tokens), len(tokens), 0)
     broken: dict[str, str] = {}
-    with ShardWriter(folder, manifest, tokens, shard_bytes) as writer:
+    with ShardWriter(folder, manifest, tokens, shard_bytes, wait=True) as writer:
         todo = [token for token in tokens if token not in writer]
         before = len(writer)
         if progress and before:

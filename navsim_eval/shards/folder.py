@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import mmap
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,12 +131,19 @@ def is_finished(folder: Path | str, manifest: Mapping[str, Any], tokens: Sequenc
     return all(entry.is_sound(data) for entry in indices[-1][0])
 
 
-def lock(path: Path) -> Any:
-    """An open file that holds an exclusive lock; the system frees it when the process ends, however it ends."""
+def lock(path: Path, wait: bool = False) -> Any:
+    """An open file that holds an exclusive lock; the system frees it when the process ends, however it ends.
+
+    Where another process holds it: wait, and say so on standard error, or raise UserError.
+    """
     file = open(path, "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.close()
-        raise UserError(f"cache {path.parent} is being written by another process — wait for it or stop it") from error
+        held = f"cache {path.parent} is being written by another process"
+        if not wait:
+            file.close()
+            raise UserError(f"{held} — wait for it or stop it") from error
+        print(f"{held}; waiting for it to end", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
     return file

@@ -32,7 +32,7 @@ class ShardWriter:
 
     manifest: what the samples are (JSON values); must equal that of an existing store, otherwise UserError
     tokens:   keys that a complete store holds; every key already stored must be among them
-    Raises UserError when another process is writing to the folder.
+    wait:     for another process that is writing to the folder; otherwise that is a UserError
     """
 
     def __init__(
@@ -41,10 +41,11 @@ class ShardWriter:
         manifest: Mapping[str, Any],
         tokens: Sequence[str] | None = None,
         shard_bytes: int = SHARD_BYTES,
+        wait: bool = False,
     ):
         self.folder, self.shard_bytes = Path(folder), shard_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.folder / ".lock")
+        self._lock = lock(self.folder / ".lock", wait)
         try:
             self._resume(manifest, tokens)
         except BaseException:

@@ -184,13 +184,42 @@ def test_a_store_that_lacks_nothing_is_left_to_whoever_writes(tmp_path):
     with ShardWriter(tmp_path, MANIFEST, tokens(5)):
         report = build_shards(tmp_path, MANIFEST, tokens(5), sample_or_error, progress=seen.append)
         assert (report.stored, report.added, seen) == (5, 0, [5])
-        with pytest.raises(UserError, match="another process"):
-            build_shards(tmp_path, MANIFEST, tokens(6), sample_or_error)
         with pytest.raises(UserError, match="another configuration"):
             build_shards(tmp_path, {"purpose": "other"}, tokens(5), sample_or_error)
     flip_byte(tmp_path / "00000.data", -1)
     assert build_shards(tmp_path, MANIFEST, tokens(5), sample).added == 1  # the last record was torn
     assert_holds(ShardReader(tmp_path), tokens(5))
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from navsim_eval.shards import build_shards
+from tests.navsim_eval.test_shards import MANIFEST, sample, tokens
+
+def slow_sample(token):
+    Path(sys.argv[1]).touch()
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
+    return sample(token)
+
+print(build_shards(sys.argv[3], MANIFEST, tokens(5), slow_sample, workers=1).added)
+"""
+
+
+def test_of_several_builds_one_works_and_the_others_find_it_done(tmp_path):
+    begun, go, store = tmp_path / "begun", tmp_path / "go", tmp_path / "store"
+    command = [sys.executable, "-c", BUILD, str(begun), str(go), str(store)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first:
+        while not begun.exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        with subprocess.Popen(command, **pipes) as second:
+            assert "waiting" in second.stderr.readline()
+            go.touch()
+            assert [first.communicate()[0], second.communicate()[0]] == ["5\n", "0\n"]
+    assert_holds(ShardReader(store), tokens(5))
 
 
 def test_a_key_is_written_once(tmp_path):
