@@ -165,7 +165,7 @@ def measure_heads(config: PaperTableConfig) -> dict[str, dict[str, float]]:
     seconds: dict[str, list[float]] = {name: [] for name in planners}
     with torch.inference_mode():
         for token in tokens:
-            sample = {name: torch.from_numpy(np.asarray(value))[None] for name, value in cache[token][0].items()}
+            sample = {name: torch.from_numpy(np.array(value))[None] for name, value in cache[token][0].items()}
             batch = to_model_input(sample, features)
             for name, planner in planners.items():
                 context = planner.perceive(batch)
@@ -238,28 +238,26 @@ def sheet(result: dict[str, Any], orderings: Sequence[RowDifference], ratios: Se
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Chosen and best PDMS of every row with intervals and seeds, and PDMS over the time of the head."""
+    """Chosen and best PDMS of each row with interval and seeds, and PDMS over the time of the head; a colour a row."""
     rows = list(result["rows"].values())
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 0.6 * len(rows) + 2), width_ratios=(3, 2))
-    for place, row in enumerate(reversed(rows)):
-        low, high = row["interval"]
-        left.plot([low, high], [place, place], color="tab:blue", linewidth=2)
-        left.plot(row["pdms"], place, "o", color="tab:blue", label="chosen, 95 % over logs" if not place else None)
-        seeds = row["by_seed"]
-        left.plot(seeds, [place] * len(seeds), "|", color="black", label="single seeds" if not place else None)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 0.45 * len(rows) + 1.6), width_ratios=(3, 2))
+    for number, row in enumerate(rows):
+        place, color = len(rows) - 1 - number, f"C{number}"
+        left.plot(row["interval"], [place, place], color=color, linewidth=2)
+        left.plot(row["pdms"], place, "o", color=color)
+        left.plot(row["by_seed"], [place] * len(row["by_seed"]), "|", color="black")
         if "best" in row["modes"]:
-            best = 100 * row["modes"]["best"]
-            left.plot(best, place, "^", color="tab:green", label="best candidate" if not place else None)
-    left.set_yticks(range(len(rows)), [row["title"] for row in reversed(rows)])
+            left.plot(100 * row["modes"]["best"], place, "^", color=color)
+        right.plot(row["head_ms"], row["pdms"], "o", color=color)
+    marks = {"o": "chosen, 95 % over logs", "|": "single seeds", "^": "best candidate"}
+    handles = [pyplot.Line2D([], [], color="black", marker=mark, linestyle="", label=marks[mark]) for mark in marks]
     for name, style in ((HUMAN, "-"), (EGO_MLP, ":")):
-        left.axvline(result["beside"][name]["pdms"], color="grey", linestyle=style, label=name.replace("_", " "))
+        handles.append(left.axvline(result["beside"][name]["pdms"], color="grey", linestyle=style, label=name))
+    left.set_yticks(range(len(rows)), [row["title"] for row in reversed(rows)])
     left.set_xlabel("PDMS on the unseen test city")
-    left.legend(fontsize=7, loc="best")
-    for row in rows:
-        right.plot(row["head_ms"], row["pdms"], "o")
-        right.annotate(row["title"].split(",")[0], (row["head_ms"], row["pdms"]), fontsize=7, xytext=(4, 4),
-                       textcoords="offset points")  # fmt: skip
+    left.legend(handles=handles, fontsize=7, loc="best")
     right.set_xscale("log")
+    right.margins(0.15)
     right.set_xlabel("head, batch 1, one thread [ms]")
     right.set_ylabel("PDMS")
     figure.tight_layout()
