@@ -123,6 +123,7 @@ def run_matrix(rows: list[Row], config: MatrixConfig, say: Callable[[str], None]
     check_planners(rows, config)
     settings = {key: getattr(config, key) for key in ("variant", "train", "features", "train_split", "val_split")}
     settings |= {"test_split": config.test_split, "root": config.data.root, "camera_codec": config.camera_codec}
+    settings |= {"planners": config.planners} if config.planners else {}  # what was evaluated belongs to them
     runner = StepRunner(config.folder, settings, config.fresh, say)
     runner.run(prepare_steps(config))
     failed = runner.run_independent([evaluate_untrained(name, config) for name in BASELINES], config.parallel)
