@@ -11,7 +11,6 @@ from the base with a 95 % interval over logs, and a figure of these differences.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,12 +66,9 @@ def main(config: AblationConfig) -> None:
         "trained_on": read_environments(config.training_folders(config.chosen)),
         "environment": describe_environment(),
     }
-    output, table = Path(config.output), sheet(result)
-    atomic_write(output, json.dumps(result, indent=1) + "\n")
-    atomic_write(output.with_suffix(".md"), table.markdown())
+    output = Path(config.output)
+    sheet(result).keep(output, result)
     draw(result, output.with_suffix(".png"))
-    table.show()
-    print(f"written: {output}, and table and figure beside it")
 
 
 def sheet(result: dict[str, Any]) -> Sheet:

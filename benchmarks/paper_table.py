@@ -22,7 +22,6 @@ rows in turn in one process.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -113,12 +112,9 @@ def main(config: PaperTableConfig) -> None:
         "trained_on": read_environments(config.training_folders(config.chosen)),
         "environment": describe_environment(),
     }
-    output, table = Path(config.output), sheet(result, orderings, ratios)
-    atomic_write(output, json.dumps(result, indent=1) + "\n")
-    atomic_write(output.with_suffix(".md"), table.markdown())
+    output = Path(config.output)
+    sheet(result, orderings, ratios).keep(output, result)
     draw(result, output.with_suffix(".png"))
-    table.show()
-    print(f"written: {output}, and table and figure beside it")
 
 
 # --- may the question be asked of this data? -------------------------------------------------------------------------

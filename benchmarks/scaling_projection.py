@@ -10,7 +10,6 @@ sold with. Written: table (.md), figure (.png) and the numbers.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,7 +70,6 @@ def main(config: ScalingConfig) -> None:
     devices = [Device(speed, batch, config.backward) for speed, batch in points]
     links = Links(config.per_machine, config.inside, config.between)
     found = {device: [project(device, links, gradient, gpus) for gpus in config.gpus] for device in devices}
-    output, table = Path(config.output), sheet(found, gradient, config)
     result = {
         "kind": "projection: computed, not measured",
         "measured": {"where": config.point, "points": [asdict(device) for device in devices]},
@@ -80,11 +78,9 @@ def main(config: ScalingConfig) -> None:
         "rows": [asdict(row) for rows in found.values() for row in rows],
         "environment": describe_environment(),
     }
-    atomic_write(output, json.dumps(result, indent=1) + "\n")
-    atomic_write(output.with_suffix(".md"), table.markdown())
+    output = Path(config.output)
+    sheet(found, gradient, config).keep(output, result)
     draw(found, config, output.with_suffix(".png"))
-    table.show()
-    print(f"written: {output}, and table and figure beside it")
 
 
 def share(samples_per_s: float, row: Projection, device: Device) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from navsim_eval.files import atomic_write
 
 WIDTH = 130  # characters; narrower terminals would fold the numbers
 
@@ -31,6 +36,13 @@ class Sheet:
         console.print(table)
         for line in self.lines:
             print(line)
+
+    def keep(self, output: Path, result: Mapping[str, Any]) -> None:
+        """Write the numbers (JSON) to `output` and this table (.md) beside them, and show it."""
+        atomic_write(output, json.dumps(result, indent=1) + "\n")
+        atomic_write(output.with_suffix(".md"), self.markdown())
+        self.show()
+        print(f"written: {output}, and the table beside it")
 
     def markdown(self) -> str:
         ruler = ["---", *["---:"] * (len(self.heads) - 1)]
