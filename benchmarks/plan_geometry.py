@@ -37,9 +37,10 @@ from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
 from navsim_eval.evaluate import score_predictions
-from navsim_eval.metric_caches import MetricCaches
+from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.predictions import Predictions
 
+METRIC = "pdms_v1"
 TIED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "headings_from_paths": headings_from_paths,
     "paths_from_headings": paths_from_headings,
@@ -62,7 +63,7 @@ class GeometryConfig(MatrixConfig):
 
 def main(config: GeometryConfig) -> None:
     dataset = SceneDataset.from_config(config.data, config.test_split)
-    caches = MetricCaches(config.data, dataset, "pdms_v1", config.caches / config.test_split)
+    caches = MetricCaches(config.data, dataset, METRIC, store_folder(config.caches / config.test_split, METRIC))
     caches.build(1)
     driven = Predictions.load(config.evaluation_folder(HUMAN) / "predictions.npz")
     range_m = PerceptionConfig().range_m
