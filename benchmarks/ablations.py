@@ -21,7 +21,7 @@ import matplotlib
 from diffusiondrive.experiments.ablations import BASE, ROWS
 from diffusiondrive.experiments.findings import difference, read_environments, read_row
 from diffusiondrive.experiments.matrix import MatrixConfig, choose_rows, run_matrix
-from diffusiondrive.experiments.sheet import Sheet
+from diffusiondrive.experiments.sheet import Sheet, gain_text
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
@@ -75,10 +75,7 @@ def sheet(result: dict[str, Any]) -> Sheet:
     rows = []
     for row in result["rows"].values():
         against, modes = row["against_base"], row["modes"]
-        gained = ""
-        if against:
-            low, high = against["interval"]
-            gained = f"{against['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        gained = gain_text(against) if against else ""
         numbers = [f"{100 * modes[name]:.1f}" for name in ("best", "mean")]
         numbers += [f"{modes[name]:.3f}" if name in modes else "" for name in ("diversity", "ece_nearest")]
         rows.append([row["title"], f"{row['pdms']:.1f}", gained, *numbers])

@@ -30,12 +30,13 @@ from diffusiondrive.experiments.geometry import (
 )
 from diffusiondrive.experiments.matrix import HUMAN, MatrixConfig
 from diffusiondrive.experiments.paper import DIFFUSIONDRIVE, JUDGED
-from diffusiondrive.experiments.sheet import Sheet
+from diffusiondrive.experiments.sheet import Sheet, gain_text
 from diffusiondrive.perception import PerceptionConfig
 from diffusiondrive.space import SpaceConfig
 from navsim_eval.command_line import run_tool
 from navsim_eval.dataset import SceneDataset
 from navsim_eval.environment import describe_environment
+from navsim_eval.errors import UserError
 from navsim_eval.evaluate import score_predictions
 from navsim_eval.metric_caches import MetricCaches, store_folder
 from navsim_eval.predictions import Predictions
@@ -60,24 +61,25 @@ class GeometryConfig(MatrixConfig):
     rows: list[str] = field(default_factory=lambda: [JUDGED.name, DIFFUSIONDRIVE.name])
     output: str = "benchmarks/results/plan_geometry.json"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rows:
+            raise UserError("rows=[]: name at least one, as paper_table.py or ablations.py calls it")
+
 
 def main(config: GeometryConfig) -> None:
+    driven, human = read([config.evaluation_folder(HUMAN)], HUMAN)
+    found = {name: read(config.evaluation_folders(name), name) for name in config.rows}
     dataset = SceneDataset.from_config(config.data, config.test_split)
     caches = MetricCaches(config.data, dataset, METRIC, store_folder(config.caches / config.test_split, METRIC))
     caches.build(1)
-    driven = Predictions.load(config.evaluation_folder(HUMAN) / "predictions.npz")
     range_m = PerceptionConfig().range_m
-    leaves = dict(zip(driven.tokens.tolist(), beyond_square(driven.trajectories, range_m).any(axis=1), strict=True))
-    rows: dict[str, dict[str, Any]] = {HUMAN: describe([driven])}
-    scores: dict[str, RowScores] = {}
-    for name in tqdm(config.rows, desc="rows"):
-        folders = config.evaluation_folders(name)
-        plans = [Predictions.load(folder / "predictions.npz") for folder in folders]
-        scores[name] = read_row(name, folders)
-        rows[name] = describe(plans) | {"tied": judge_tied(scores[name], plans, caches)}
-    for name, row in (({HUMAN: read_row(HUMAN, [config.evaluation_folder(HUMAN)])}) | scores).items():
-        base = None if name in (HUMAN, config.rows[0]) else scores[config.rows[0]]
-        rows[name]["by_reach"] = by_reach(row, base, np.array([leaves[token] for token in row.tokens.tolist()]))
+    beyond = beyond_square(driven[0].trajectories, range_m).any(axis=1)
+    leaves = dict(zip(driven[0].tokens.tolist(), beyond, strict=True))
+    rows = {HUMAN: describe(driven) | {"by_reach": by_reach(human, None, leaves)}}
+    for name, (plans, row) in tqdm(found.items(), desc="rows"):
+        base = None if name == config.rows[0] else found[config.rows[0]][1]
+        rows[name] = describe(plans) | {"tied": judge_tied(row, plans, caches), "by_reach": by_reach(row, base, leaves)}
     result = {
         "scenes": len(dataset),
         "leave_the_map": int(sum(leaves.values())),
@@ -89,9 +91,14 @@ def main(config: GeometryConfig) -> None:
     sheet(result).keep(Path(config.output), result)
 
 
+def read(folders: list[Path], name: str) -> tuple[list[Predictions], RowScores]:
+    """Plans, a folder a seed, and what they scored."""
+    return [Predictions.load(folder / "predictions.npz") for folder in folders], read_row(name, folders)
+
+
 def describe(plans: list[Predictions]) -> dict[str, Any]:
     """Shares and angles [degrees] over the driven plans of all seeds."""
-    trajectories = np.concatenate([made.trajectories for made in plans])
+    trajectories = np.concatenate([made.trajectories for made in plans]).astype(np.float64)
     space = SpaceConfig()
     low = (space.x_origin, space.y_origin)
     high = (space.x_origin + space.x_span, space.y_origin + space.y_span)
@@ -106,20 +113,23 @@ def describe(plans: list[Predictions]) -> dict[str, Any]:
 
 def judge_tied(row: RowScores, plans: list[Predictions], caches: MetricCaches) -> dict[str, Any]:
     """PDMS of changed plans against the planner's own."""
-    found = {}
-    for name, tie in TIED.items():
-        changed = [replace(made, trajectories=tie(made.trajectories.astype(np.float64))) for made in plans]
-        results = score_predictions(changed, caches, 1)
-        order = [np.argsort(result.tokens) for result in results]
-        judged = np.array([result.columns["score"][mine] for result, mine in zip(results, order, strict=True)])
-        found[name] = difference(replace(row, name=name, scores=judged), row).as_dict()
-    return found
+    changed = [
+        replace(made, trajectories=tie(made.trajectories.astype(np.float64))) for tie in TIED.values() for made in plans
+    ]
+    results = score_predictions(changed, caches, 1)
+    judged = np.array([result.columns["score"][np.argsort(result.tokens)] for result in results])  # as read_row orders
+    ways = zip(TIED, judged.reshape(len(TIED), len(plans), -1), strict=True)
+    return {name: difference(replace(row, name=name, scores=scores), row).as_dict() for name, scores in ways}
 
 
-def by_reach(row: RowScores, base: RowScores | None, leaves: np.ndarray) -> dict[str, Any]:
-    """PDMS of the scenes whose human plan stays on the map, or leaves it, and there the difference from the base."""
+def by_reach(row: RowScores, base: RowScores | None, leaves: dict[str, bool]) -> dict[str, Any]:
+    """PDMS of the scenes whose human plan stays on the map, or leaves it, and there the difference from the base.
+
+    leaves: token → whether the human plan leaves the map
+    """
+    beyond = np.array([leaves[token] for token in row.tokens.tolist()])
     found = {}
-    for name, chosen in (("inside", ~leaves), ("beyond", leaves)):
+    for name, chosen in (("inside", ~beyond), ("beyond", beyond)):
         part = pick(row, chosen)
         against = None if base is None else difference(part, pick(base, chosen)).as_dict()
         found[name] = {"scenes": int(chosen.sum()), "pdms": 100.0 * part.mean, "against_base": against}
@@ -137,7 +147,7 @@ def sheet(result: dict[str, Any]) -> Sheet:
         cells = [f"{100 * row[part]:.1f} %" for part in ("poses_beyond_map", "poses_beyond_range")]
         cells += [_reach(row["by_reach"][part]) for part in ("inside", "beyond")]
         cells += [f"{row[part]:.1f}°" for part in ("angle_mean_deg", "angle_p95_deg")]
-        cells += [_gain(row["tied"][part]) if "tied" in row else "" for part in TIED]
+        cells += [gain_text(row["tied"][part]) if "tied" in row else "" for part in TIED]
         rows.append([name, *cells])
     title = f"{result['scenes']} scenes, in {result['leave_the_map']} the human leaves ±{result['map_range_m']:.0f} m"
     return Sheet(f"{title}; seeds {result['seeds']}", HEADS, rows)
@@ -145,12 +155,7 @@ def sheet(result: dict[str, Any]) -> Sheet:
 
 def _reach(part: dict[str, Any]) -> str:
     against = part["against_base"]
-    return f"{part['pdms']:.1f}" + (f" ({_gain(against)})" if against else "")
-
-
-def _gain(found: dict[str, Any]) -> str:
-    low, high = found["interval"]
-    return f"{found['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{part['pdms']:.1f}" + (f" ({gain_text(against)})" if against else "")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from navsim_eval.geometry import wrap_angle
+
 STANDING_M = 0.5  # shorter steps have no reliable direction
 
 
@@ -28,8 +30,7 @@ def heading_errors(plans: np.ndarray) -> np.ndarray:
     """
     steps, middle = _steps(plans)
     direction = np.arctan2(steps[..., 1], steps[..., 0])
-    error = np.abs((direction - middle + np.pi) % (2 * np.pi) - np.pi)
-    return np.where(np.linalg.norm(steps, axis=-1) > STANDING_M, error, np.nan)
+    return np.where(np.linalg.norm(steps, axis=-1) > STANDING_M, np.abs(wrap_angle(direction - middle)), np.nan)
 
 
 def headings_from_paths(plans: np.ndarray) -> np.ndarray:

@@ -16,6 +16,12 @@ from navsim_eval.files import atomic_write
 WIDTH = 130  # characters; narrower terminals would fold the numbers
 
 
+def gain_text(found: Mapping[str, Any]) -> str:
+    """A difference with its interval, both as `RowDifference.as_dict` has them, for a cell."""
+    low, high = found["interval"]
+    return f"{found['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 @dataclass(frozen=True)
 class Sheet:
     """heads: of the columns, the first one names the row;  rows: cells, as many each;  lines: below the table"""
